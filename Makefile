@@ -1,0 +1,41 @@
+# fitmatch: `make demo`, `make test`, `make lab`. Needs Python 3.11 or newer and make; everything else goes into .venv.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+OUT ?= fitmatch-demo
+
+.PHONY: help demo test lab readme clean
+help:
+	@echo "make demo   install into $(VENV) and run everything on the bundled wardrobe"
+	@echo "make test   install and run every notebook and every test"
+	@echo "make lab    install and open JupyterLab on nbs/"
+	@echo "make readme write README.md anew from nbs/index.ipynb"
+	@echo "make clean  remove $(VENV) and what was built"
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "fitmatch needs Python 3.11 or newer, $(PYTHON) is `$(PYTHON) -V 2>&1`: call make PYTHON=python3.13"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: settings.ini setup.py | $(BIN)/python
+	$(BIN)/python -m pip install --quiet -e .
+	@touch $@
+
+$(VENV)/.installed-dev: settings.ini setup.py | $(BIN)/python
+	$(BIN)/python -m pip install --quiet -e ".[dev]"
+	@touch $@ $(VENV)/.installed
+
+demo: $(VENV)/.installed
+	$(BIN)/fitmatch demo --out $(OUT)
+
+test: $(VENV)/.installed-dev
+	$(BIN)/nbdev_test --n_workers 2 --timing
+	$(BIN)/python -m pytest tests
+
+lab: $(VENV)/.installed-dev
+	$(BIN)/jupyter lab --notebook-dir=nbs
+
+readme: $(VENV)/.installed-dev
+	$(BIN)/python .ci/readme.py
+
+clean:
+	rm -rf $(VENV) _docs _proc build *.egg-info

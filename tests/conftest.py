@@ -1,0 +1,48 @@
+"""What the tests share: the folders of real data, and a workspace made once."""
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+def _folder(variable, *parts):
+    root = os.environ.get(variable)
+    if not root: pytest.skip(f"{variable} is not set: it names a folder of real data that is no part of the project")
+    path = Path(root, *parts)
+    if not path.exists(): pytest.skip(f"{variable} has no {'/'.join(parts)}")
+    return path
+
+
+@pytest.fixture(scope="session")
+def real_data():
+    "Function giving a path below FITMATCH_DATA; skips with the reason where it is absent"
+    return lambda *parts: _folder("FITMATCH_DATA", *parts)
+
+
+@pytest.fixture(scope="session")
+def real_weights():
+    "Function giving a path below FITMATCH_WEIGHTS; skips with the reason where it is absent"
+    return lambda *parts: _folder("FITMATCH_WEIGHTS", *parts)
+
+
+@pytest.fixture(scope="session")
+def demo_run(tmp_path_factory):
+    "(workspace, summary) of a demo on a small wardrobe"
+    from fitmatch.pipeline import demo
+    workspace = tmp_path_factory.mktemp("demo")/"workspace"
+    return workspace, demo(workspace, n_products=240, progress=False)
+
+
+@pytest.fixture
+def photo_folder(tmp_path):
+    "Twelve textured pictures in two sub-folders"
+    draw = np.random.default_rng(0)
+    for label, tint in (("shirts", (200, 60, 60)), ("shoes", (60, 60, 200))):
+        for i in range(6):
+            path = tmp_path/"photos"/label/f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            noise = draw.integers(-50, 50, (48, 48, 1))
+            Image.fromarray((np.array(tint) + noise).clip(0, 255).astype(np.uint8)).save(path)
+    return tmp_path/"photos"

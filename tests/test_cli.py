@@ -1,0 +1,221 @@
+"""The command as a user types it: figures on the way through, and one clear line for every mistake."""
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+COMMAND = str(Path(sys.executable).parent/"fitmatch")
+
+
+def fitmatch(*arguments, **kwargs):
+    "The finished process of `fitmatch …`"
+    return subprocess.run([COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=600, **kwargs)
+
+
+def mistake(*arguments, **kwargs):
+    "The one line a user's mistake gets; anything else fails the test"
+    done = fitmatch(*arguments, **kwargs)
+    lines = done.stderr.strip().splitlines()
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr and done.stdout == ""
+    complaints = [line for line in lines if line.startswith("fitmatch: ")]
+    assert len(complaints) == 1, done.stderr
+    return complaints[0]
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory):
+    "A workspace made by the command from twelve pictures, with its JSON"
+    folder = tmp_path_factory.mktemp("cli")
+    for label, colour in (("shirts", "#b03030"), ("shoes", "#3040b0")):
+        for i in range(6):
+            path = folder/"photos"/label/f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            image = Image.new("RGB", (48, 48), colour)
+            image.paste((20*i, 200, 40), (2*i, 5, 2*i + 12, 30 + i))
+            image.save(path)
+    done = fitmatch("run", folder/"photos", "--out", folder/"workspace", "--json")
+    assert done.returncode == 0, done.stderr
+    return folder/"workspace", json.loads(done.stdout)
+
+
+def test_run_prints_one_json_object(workspace):
+    path, summary = workspace
+    assert summary["products"] == 12 and summary["encoder"] == "fitmatch-cnn" and summary["dim"] == 256
+    assert set(summary["kmeans"]) == {"k", "accuracy", "ari", "nmi"} and summary["kmeans"]["k"] == 2
+    assert len(summary["pca_explained_variance"]) == 3 and 0 <= summary["mlp_accuracy"] <= 1
+    assert "no also_buy" in summary["matching"]["left_out"]
+    assert Path(summary["report"]).stat().st_size < 15_000_000
+    kept = {p.name for p in path.iterdir()}
+    assert {"catalogue.parquet", "quarantine.parquet", "images", "embeddings.lance", "models", "neighbours.parquet", "report.html", "run.json"} <= kept
+    assert not list(path.rglob("*.pkl")) and not list(path.rglob("*.partial"))
+
+
+def test_demo_json(demo_run):
+    _, summary = demo_run
+    matching = summary["matching"]
+    low, high = matching["interval"]
+    assert low <= matching["auc"] <= high and matching["leaks"] == 0
+    assert {"random", "popularity", "category prior", "cosine", "oracle"} == set(matching["baselines"])
+    assert sum(summary["refused"].values()) > 0, "the wardrobe has dirty rows on purpose"
+    assert json.loads(json.dumps(summary, allow_nan=False)) == summary
+
+
+def test_match_without_also_buy_gives_neighbours(workspace):
+    path, _ = workspace
+    photo = next((path/"images").rglob("*.png"))
+    done = fitmatch("match", photo, "--workspace", path, "-k", 3, "--json")
+    answer = json.loads(done.stdout)
+    assert done.returncode == 0 and len(answer["neighbours"]) == 3 and answer["matches"] == [] and "no also_buy" in answer["note"]
+
+
+def test_match_with_also_buy(demo_run):
+    path, summary = demo_run
+    photo = sorted((path/"images").rglob("*.jpg"))[0]
+    answer = json.loads(fitmatch("match", photo, "--workspace", path, "--json").stdout)
+    assert answer["threshold"] == summary["matching"]["threshold"]
+    assert set(answer["matches"][0]) == {"query", "via", "match", "similarity", "score", "decision"}
+    assert all((m["decision"] == "matching") == (m["score"] >= answer["threshold"]) for m in answer["matches"])
+    strict = json.loads(fitmatch("match", photo, "--workspace", path, "--threshold", 1.01, "--json").stdout)
+    assert {m["decision"] for m in strict["matches"]} == {"skip"}
+
+
+def test_help_is_quick_and_complete():
+    done = fitmatch("--help")
+    assert done.returncode == 0 and all(name in done.stdout for name in ("demo", "run", "match", "evaluate", "encoders"))
+
+
+# Bad input, one by one
+
+def test_empty_folder(tmp_path):
+    (tmp_path/"photos").mkdir()
+    assert "is empty" in mistake("run", tmp_path/"photos", "--out", tmp_path/"w")
+    assert not (tmp_path/"w").exists()
+
+
+def test_folder_without_pictures(tmp_path):
+    (tmp_path/"photos").mkdir()
+    (tmp_path/"photos"/"list.xlsx").touch()
+    assert "no pictures" in mistake("run", tmp_path/"photos", "--out", tmp_path/"w")
+
+
+def test_missing_source(tmp_path):
+    assert "does not exist" in mistake("run", tmp_path/"nowhere", "--out", tmp_path/"w")
+
+
+def test_corrupt_picture_among_good_ones(photo_folder, tmp_path):
+    good = photo_folder/"shirts"/"0.png"
+    (photo_folder/"shirts"/"half.png").write_bytes(good.read_bytes()[:200])
+    (photo_folder/"shirts"/"renamed.jpg").write_text("%PDF-1.7 not a picture")
+    done = fitmatch("run", photo_folder, "--out", tmp_path/"w", "--json")
+    summary = json.loads(done.stdout)
+    assert done.returncode == 0 and summary["products"] == 12
+    assert summary["refused"] == {"corrupt picture": 1, "not a picture": 1}
+
+
+def test_only_corrupt_pictures(tmp_path):
+    (tmp_path/"photos").mkdir()
+    for i in range(4): (tmp_path/"photos"/f"{i}.jpg").write_text("no")
+    assert "usable pictures" in mistake("run", tmp_path/"photos", "--out", tmp_path/"w")
+
+
+def test_photo_that_is_no_picture(workspace, tmp_path):
+    path, _ = workspace
+    letter = tmp_path/"letter.jpg"
+    letter.write_text("Dear Sir or Madam")
+    done = fitmatch("match", letter, "--workspace", path)
+    assert done.returncode == 2 and done.stderr.count("fitmatch: ") == 1 and "not a picture" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_good_photos_are_answered_beside_a_bad_one(workspace, tmp_path):
+    path, _ = workspace
+    photo = next((path/"images").rglob("*.png"))
+    done = fitmatch("match", photo, tmp_path/"gone.jpg", "--workspace", path, "--json")
+    answer = json.loads(done.stdout)
+    assert done.returncode == 2 and len(answer["neighbours"]) == 5 and list(answer["refused"]) == [str(tmp_path/"gone.jpg")]
+
+
+def test_unknown_encoder_suggests_the_nearest(photo_folder, tmp_path):
+    line = mistake("run", photo_folder, "--out", tmp_path/"w", "--encoder", "resnet81")
+    assert "resnet18" in line and "fitmatch" in line
+
+
+def test_weights_that_do_not_fit(photo_folder, tmp_path, real_weights):
+    line = mistake("run", photo_folder, "--out", tmp_path/"w", "--encoder", "resnet18", "--weights", real_weights("squeezenet1_1.safetensors"))
+    assert "squeezenet1_1.safetensors" in line
+    assert not (tmp_path/"w").exists()
+
+
+def test_weights_that_are_no_weights(photo_folder, tmp_path):
+    (tmp_path/"w.safetensors").write_bytes(b"nonsense")
+    assert "w.safetensors" in mistake("run", photo_folder, "--out", tmp_path/"w", "--encoder", "resnet18", "--weights", tmp_path/"w.safetensors")
+
+
+def test_workspace_of_another_encoder(workspace):
+    path, _ = workspace
+    before = (path/"run.json").read_bytes()
+    assert "another folder" in mistake("run", path.parent/"photos", "--out", path, "--encoder", "pixels")
+    assert (path/"run.json").read_bytes() == before
+
+
+def test_workspace_of_another_source(workspace, photo_folder):
+    path, _ = workspace
+    assert "holds the products of" in mistake("run", photo_folder, "--out", path)
+
+
+def test_no_workspace(workspace, tmp_path):
+    photo = next((workspace[0]/"images").rglob("*.png"))
+    assert "no fitmatch workspace" in mistake("match", photo, "--workspace", tmp_path)
+
+
+def test_out_is_a_file(photo_folder, tmp_path):
+    (tmp_path/"w").write_text("in the way")
+    assert "is a file" in mistake("run", photo_folder, "--out", tmp_path/"w")
+    assert (tmp_path/"w").read_text() == "in the way"
+
+
+def test_mistyped_option(photo_folder):
+    assert "--out" in mistake("run", photo_folder)
+    assert "No such option" in mistake("run", photo_folder, "--uot", "w")
+
+
+def _mounted(folder, options):
+    "A small disk of its own; skips where this user may not mount one"
+    folder.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], capture_output=True, text=True) if shutil.which("mount") else None
+    if done is None or done.returncode: pytest.skip("a small disk can only be mounted by root")
+    return folder
+
+
+def test_full_disk_loses_nothing(photo_folder, tmp_path):
+    disk = _mounted(tmp_path/"disk", "size=200k")
+    try:
+        (disk/"mine.txt").write_text("precious")
+        line = mistake("run", photo_folder, "--out", disk/"w")
+        assert "the disk is full" in line
+        assert (disk/"mine.txt").read_text() == "precious" and not list(disk.rglob("*.partial"))
+        subprocess.run(["mount", "-o", "remount,size=200m", str(disk)], check=True)       # some space is freed
+        done = fitmatch("run", photo_folder, "--out", disk/"w", "--json")
+        assert done.returncode == 0 and json.loads(done.stdout)["products"] == 12          # and the same command goes on
+    finally: subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_read_only_disk(photo_folder, tmp_path):
+    disk = _mounted(tmp_path/"disk", "ro")
+    try: assert "read-only" in mistake("run", photo_folder, "--out", disk/"w")
+    finally: subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_source_pictures_are_left_alone(photo_folder, tmp_path):
+    before = {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in photo_folder.rglob("*.png")}
+    assert fitmatch("run", photo_folder, "--out", tmp_path/"w", "--json").returncode == 0
+    assert {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in photo_folder.rglob("*.png")} == before
+
+
+def test_out_inside_the_source_is_refused(photo_folder):
+    assert "inside the source" in mistake("run", photo_folder, "--out", photo_folder/"w")
