@@ -24,8 +24,8 @@ def readme(notebook=ROOT / "nbs" / "index.ipynb"):
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     parts = ["".join(c["source"]) + "\n" if c["cell_type"] == "markdown" else code_block(c) for c in cells if c["cell_type"] != "raw"]
     text = "\n".join(p for p in parts if p.strip())
-    text = re.sub(r'(\]\(|src="|srcset="|href=")(?!https?:|#|\.\./|/|mailto:)', r"\1nbs/", text)
-    return NOTICE + text.replace("](../", "](").replace('="../', '="')
+    text = re.sub(r'(\]\(|src="|srcset="|href=")(?!https?:|#|/|mailto:)', r"\1nbs/", text)
+    return NOTICE + text.replace("https://github.com/fitmatch/fitmatch/blob/main/", "")
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from fitmatch.encoders import (FashionCNN, FashionNet, file_sha256, load_encoder, load_uint8, network_table, save_encoder, train_encoder)
+from fitmatch.images import check_images, map_ahead, open_image
 from fitmatch.wardrobe import draw_wardrobe
 
 QUESTIONS = {"label": "ground_truth", "silhouette": "silhouette", "style": "style", "colour": "color", "pattern": "pattern"}
@@ -113,6 +114,11 @@ def photos_of(folder):
     return paths, np.array([names.index(p.parent.name) for p in paths])
 
 
+def sound_wardrobe(seed):
+    "A drawn wardrobe without its broken pictures"
+    return check_images(draw_wardrobe(random_state=seed), progress=False)
+
+
 def codes(products, names):
     return {q: np.array([names[q].index(v) for v in products[column]]) for q, column in QUESTIONS.items()}
 
@@ -124,15 +130,14 @@ def gather(args, teacher):
     p = kept(args.work/"projection.safetensors", lambda: projection(teacher, photos))
     parts = [(kept(args.work/f"photos-{args.store}-{v}.safetensors",
                    lambda: make_views(photos, teacher, p, args.store, 2000 + v, .3, v == 0)), {"photo": classes}) for v in range(args.views)]
-    shops = {seed: draw_wardrobe(random_state=seed) for seed in args.wardrobes}
+    shops = {seed: sound_wardrobe(seed) for seed in args.wardrobes}
     names = {q: sorted({v for shop in shops.values() for v in shop.products[column]}) for q, column in QUESTIONS.items()}
     for seed, shop in shops.items():
-        rows = [i for i in range(len(shop)) if shop.image_path(i)]
-        drawn = kept(args.work/f"wardrobe-{seed}.safetensors", lambda: {"x": load_uint8([shop.image_path(i) for i in rows], 160)})["x"]
+        drawn = kept(args.work/f"wardrobe-{seed}.safetensors", lambda: {"x": load_uint8([shop.image_path(i) for i in range(len(shop))], 160)})["x"]
         for v in range(args.wardrobe_views):
             made = kept(args.work/f"wardrobe-{seed}-{args.store}-{v}.safetensors",
                         lambda: make_views(drawn, teacher, p, args.store, 3000 + 10*seed + v, .6, v == 0))
-            parts.append((made, codes(shop.products.iloc[rows], names)))
+            parts.append((made, codes(shop.products, names)))
     answers = lambda part, q: part[1].get(q, np.full(len(part[0]["views"]), -1))
     return (torch.cat([part[0]["views"] for part in parts]), {q: np.concatenate([answers(part, q) for part in parts]) for q in ("photo", *QUESTIONS)},
             torch.cat([part[0]["maps"] for part in parts]).numpy())
@@ -146,7 +151,6 @@ def scores(A, a, B, b):
 
 
 def in_batches(encoder, images):
-    from fitmatch.images import map_ahead, open_image
     ready = list(map_ahead(lambda path: encoder.preprocess(open_image(path, max_side=2*encoder.info.input_size)), images))
     return np.concatenate([encoder.encode(torch.stack(ready[i:i + 32])) for i in range(0, len(ready), 32)])
 
@@ -155,13 +159,12 @@ def measure(encoder, data):
     "What the encoder is worth on photos and on the wardrobe of seed 0, neither used for training except the photos of train/"
     (train, a), (test, b) = photos_of(data/"train"), photos_of(data/"validation")
     figures = {"photos_validation": scores(in_batches(encoder, train), a, in_batches(encoder, test), b)}
-    shop = draw_wardrobe(random_state=0)
-    rows = [i for i in range(len(shop)) if shop.image_path(i)]
+    shop = sound_wardrobe(0)
+    rows = range(len(shop))
     started = time.time()
     X = in_batches(encoder, [shop.image_path(i) for i in rows])
     figures["wardrobe_images_per_second"] = round(len(X)/(time.time() - started), 1)
-    products = shop.products.iloc[rows]
-    group = products["group"].to_numpy() if "group" in products else np.arange(len(rows))
+    products, group = shop.products, shop.products["group"].to_numpy()
     held = np.isin(group, np.random.default_rng(0).permutation(np.unique(group))[:len(np.unique(group))*2//5])
     for q, column in QUESTIONS.items():
         y = products[column].to_numpy()

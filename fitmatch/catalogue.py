@@ -6,8 +6,9 @@
 __all__ = ['LABELS', 'COLUMNS', 'FitmatchError', 'disk_errors_explained', 'writing', 'Catalogue', 'clean_text', 'clean', 'info',
            'select', 'refuse', 'write_table', 'read_table', 'place_file', 'save_catalogue', 'load_catalogue']
 
-# %% ../nbs/00_catalogue.ipynb #da7ce9d7
+# %% ../nbs/00_catalogue.ipynb #f5a32db6
 import errno
+import html
 import json
 import os
 import unicodedata
@@ -21,15 +22,15 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-# %% ../nbs/00_catalogue.ipynb #bfd0eaa7
+# %% ../nbs/00_catalogue.ipynb #4777e53e
 LABELS = ("tops", "bottoms", "dresses", "outerwear", "shoes", "accessories", "not_clothes")
 COLUMNS = ("asin", "title", "image", "imageURLHighRes", "also_buy", "category", "ground_truth")
 
-# %% ../nbs/00_catalogue.ipynb #2a1263a3
+# %% ../nbs/00_catalogue.ipynb #859a011a
 class FitmatchError(Exception):
     "Something the user can mend: the message says what happened, where, and what to do"
 
-# %% ../nbs/00_catalogue.ipynb #529e119c
+# %% ../nbs/00_catalogue.ipynb #9e03e790
 _DISK_TROUBLE = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up",
                  errno.EROFS: "the disk is read-only", errno.EACCES: "writing is not allowed", errno.EPERM: "writing is not allowed",
                  errno.ENOTDIR: "a file stands where a folder is needed", errno.EEXIST: "a file stands where a folder is needed"}
@@ -45,7 +46,7 @@ def disk_errors_explained(
         raise FitmatchError(f"cannot write {path}: {_DISK_TROUBLE[e.errno]}. Free some space or choose another folder; "
                             "what was there before is untouched") from e
 
-# %% ../nbs/00_catalogue.ipynb #5b0dfe51
+# %% ../nbs/00_catalogue.ipynb #9df25ddf
 @contextmanager
 def writing(
     path:Path, # the file that shall exist afterwards, whole
@@ -61,7 +62,7 @@ def writing(
             os.replace(partial, path)
         finally: partial.unlink(missing_ok=True)
 
-# %% ../nbs/00_catalogue.ipynb #5cb7ca60
+# %% ../nbs/00_catalogue.ipynb #a595a8f9
 def _empty_quarantine():
     return pd.DataFrame({c: pd.Series(dtype=object) for c in ("asin", "reason", "detail")})
 
@@ -90,18 +91,18 @@ class Catalogue:
         "How many `also_buy` entries lead from a product of the catalogue to another"
         return int(self.products["also_buy"].map(len).sum())
 
-# %% ../nbs/00_catalogue.ipynb #2bb3aa94
+# %% ../nbs/00_catalogue.ipynb #235fabe9
 def clean_text(
     value, # a string, or anything else
 ) -> str|None: # readable text in one line, None when nothing is left
-    "Text fit to be shown: NFC, no control or bidirectional characters, single spaces"
+    "Text fit to be shown: NFC, HTML entities resolved, no control or bidirectional characters, single spaces. It is *not* safe HTML"
     if isinstance(value, (list, tuple, np.ndarray)): value = " | ".join(str(v) for v in value if v is not None)
     if not isinstance(value, str): return None
-    text = unicodedata.normalize("NFC", value)
+    text = unicodedata.normalize("NFC", html.unescape(value))
     text = "".join(" " if c in "\t\n\r" else c for c in text if c in "\t\n\r" or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co"))
     return " ".join(text.split()) or None
 
-# %% ../nbs/00_catalogue.ipynb #f1df4ca6
+# %% ../nbs/00_catalogue.ipynb #51de5d98
 def _picture_trouble(
     image,     # what the table says
     root:Path, # the catalogue's folder
@@ -112,7 +113,7 @@ def _picture_trouble(
     if path.is_absolute() or ".." in path.parts or ":" in path.parts[0] or "\x00" in image: return "picture outside the folder"
     return None if os.path.isfile(root/image) else "no picture"
 
-# %% ../nbs/00_catalogue.ipynb #5d732c66
+# %% ../nbs/00_catalogue.ipynb #fdf9b43c
 def _is_missing(value) -> bool:
     "Whether a cell holds nothing: None, NaN, an empty string or list"
     if isinstance(value, (list, tuple, np.ndarray)): return len(value) == 0
@@ -136,7 +137,7 @@ def _refusals(
     reasons[~keyed] = "no asin"
     return reasons.where(reasons.notna(), None)
 
-# %% ../nbs/00_catalogue.ipynb #a6ed33a7
+# %% ../nbs/00_catalogue.ipynb #4e5ec4a4
 def _clean_edges(
     also_buy:pd.Series, # lists of keys, or anything
     asins:pd.Series,    # key of each row
@@ -150,7 +151,7 @@ def _clean_edges(
         cleaned.append(kept)
     return cleaned, dropped
 
-# %% ../nbs/00_catalogue.ipynb #6ca40251
+# %% ../nbs/00_catalogue.ipynb #2f4f16b4
 def clean(
     frame:pd.DataFrame, # rows of a shop; missing columns are filled with nothing
     root:Path,          # the folder that `image` is relative to
@@ -171,7 +172,7 @@ def clean(
     labels = tuple(sorted(set(products["ground_truth"].dropna()))) if labels is None else tuple(labels)
     return Catalogue(products, root, quarantine, dropped, labels)
 
-# %% ../nbs/00_catalogue.ipynb #aa6c01d9
+# %% ../nbs/00_catalogue.ipynb #01d917c1
 def info(
     catalogue:Catalogue, # a clean catalogue
 ) -> pd.DataFrame: # one row a column: non-null values, and an example
@@ -181,7 +182,7 @@ def info(
     example = {c: next((str(v)[:40] for v in products[c] if not _is_missing(v)), "") for c in products}
     return pd.DataFrame({"non-null": filled, "of": len(products), "example": pd.Series(example)})
 
-# %% ../nbs/00_catalogue.ipynb #f582962f
+# %% ../nbs/00_catalogue.ipynb #78c6c111
 def select(
     catalogue:Catalogue, # a clean catalogue
     rows, # (n,) boolean mask, or integer positions in the order wanted
@@ -203,7 +204,7 @@ def refuse(
     kept = select(catalogue, ~catalogue.products["asin"].isin(refused).to_numpy())
     return replace(kept, quarantine=pd.concat([catalogue.quarantine, rows], ignore_index=True))
 
-# %% ../nbs/00_catalogue.ipynb #7fe87b70
+# %% ../nbs/00_catalogue.ipynb #b1f9a6e3
 def write_table(
     table:pa.Table, # what to write
     path:Path,      # where
@@ -220,7 +221,7 @@ def read_table(
     except (pa.ArrowException, OSError) as e:
         raise FitmatchError(f"{path} cannot be read: it is damaged or not Parquet ({str(e).splitlines()[0][:100]})") from e
 
-# %% ../nbs/00_catalogue.ipynb #866aa3a3
+# %% ../nbs/00_catalogue.ipynb #21b3101b
 def place_file(
     source:Path, # an existing file
     target:Path, # where it shall be as well
@@ -238,7 +239,7 @@ def _into_workspace(image:str) -> str:
     "Where a picture lies inside a workspace"
     return image if image.startswith("images/") else f"images/{image}"
 
-# %% ../nbs/00_catalogue.ipynb #d2a5367a
+# %% ../nbs/00_catalogue.ipynb #228ed7ef
 def save_catalogue(
     catalogue:Catalogue, # a clean catalogue
     workspace:Path,      # folder; made when it is not there
@@ -256,7 +257,7 @@ def save_catalogue(
     write_table(pa.Table.from_pandas(catalogue.quarantine.astype("object"), preserve_index=False), workspace/"quarantine.parquet")
     return replace(catalogue, products=products, root=workspace)
 
-# %% ../nbs/00_catalogue.ipynb #21b1951a
+# %% ../nbs/00_catalogue.ipynb #5eeba4b9
 def load_catalogue(
     workspace:Path, # a folder that `save_catalogue` wrote
 ) -> Catalogue:
@@ -265,8 +266,10 @@ def load_catalogue(
     if not (workspace/"catalogue.parquet").is_file():
         raise FitmatchError(f"{workspace} is no fitmatch workspace (it has no catalogue.parquet): make one with 'fitmatch run SOURCE --out {workspace}'")
     table = read_table(workspace/"catalogue.parquet")
-    about = json.loads((table.schema.metadata or {}).get(b"fitmatch", b"{}"))
-    products = table.to_pandas()
+    try: about, products = json.loads((table.schema.metadata or {}).get(b"fitmatch", b"{}")), table.to_pandas()
+    except (ValueError, KeyError, TypeError) as e: raise FitmatchError(f"{workspace}/catalogue.parquet is damaged ({str(e)[:80]}): run again") from e
+    lost = set(COLUMNS) - set(products.columns)
+    if lost: raise FitmatchError(f"{workspace}/catalogue.parquet is damaged: it has no column {', '.join(sorted(lost))}; run again")
     for column in ("also_buy", "imageURLHighRes"): products[column] = [list(v) if v is not None else [] for v in products[column]]
     quarantine = read_table(workspace/"quarantine.parquet").to_pandas()
     return Catalogue(products, workspace, quarantine, about.get("dropped_edges", 0), tuple(about.get("labels", LABELS)))

@@ -8,7 +8,7 @@ __all__ = ['PATIENCE', 'BUNDLED', 'pick_device', 'FashionCNN', 'network_table', 
            'strip_head', 'provided_weights', 'save_encoder', 'list_encoders', 'encoder_info', 'encoder_table',
            'load_encoder']
 
-# %% ../nbs/04_encoders.ipynb #3a7472de
+# %% ../nbs/04_encoders.ipynb #435b9c83
 import difflib
 import fnmatch
 import hashlib
@@ -37,10 +37,11 @@ from torch import nn
 from torchvision.models import get_model, get_model_weights, list_models
 from tqdm.auto import tqdm
 
+import fitmatch
 from .catalogue import FitmatchError, writing
 from .images import map_ahead, open_image
 
-# %% ../nbs/04_encoders.ipynb #38ae0ffc
+# %% ../nbs/04_encoders.ipynb #898da72a
 def pick_device(
     device:str|torch.device|None=None, # "cpu", "cuda:1", …; default: cuda, else mps, else cpu
 ) -> torch.device:
@@ -53,7 +54,7 @@ def pick_device(
         raise FitmatchError(f"no CUDA device for {str(device)!r}: leave the device out, or type 'cpu'")
     return device
 
-# %% ../nbs/04_encoders.ipynb #a6037e3d
+# %% ../nbs/04_encoders.ipynb #488ff26c
 def _block(c_in, c_mid, c_out, k1, k2, dropout, pool=True):
     "Two bias-free convolutions, BatchNorm, ReLU, MaxPool, Dropout"
     return nn.Sequential(
@@ -73,7 +74,7 @@ class FashionCNN(nn.Module):
         return self.block3(self.block2(self.block1(x.float().div(127.5).sub(1))))
     def forward(self, x): return self.maps(x).mean((2, 3)) # (n, 256)
 
-# %% ../nbs/04_encoders.ipynb #bc13b32e
+# %% ../nbs/04_encoders.ipynb #fc53e184
 def network_table(
     network:nn.Module, # any network of two-dimensional convolutions
     size:int=64,       # side of the input picture
@@ -95,7 +96,7 @@ def network_table(
     for hook in hooks: hook.remove()
     return pd.DataFrame(rows, columns=["layer", "kind", "output", "weights", "multiplications"])
 
-# %% ../nbs/04_encoders.ipynb #76c472d4
+# %% ../nbs/04_encoders.ipynb #cdafe5dc
 class _Residual(nn.Module):
     "x + two 3 × 3 convolutions, or a narrow bottleneck where `mid` is given"
     def __init__(self, c, mid=None):
@@ -120,7 +121,7 @@ class FashionNet(nn.Module):
     def maps(self, x): return self.layers(x.float().div(127.5).sub(1)) # (n, 3, h, w) -> (n, 256, h/16, w/16)
     def forward(self, x): return self.maps(x).mean((2, 3)) # (n, 256)
 
-# %% ../nbs/04_encoders.ipynb #d50f7d0c
+# %% ../nbs/04_encoders.ipynb #8f7ee96d
 def load_uint8(
     paths, # picture files
     size:int=64, # side in pixels; the whole picture is squeezed into the square
@@ -130,7 +131,7 @@ def load_uint8(
     pictures = list(map_ahead(one, paths))
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
 
-# %% ../nbs/04_encoders.ipynb #707e565f
+# %% ../nbs/04_encoders.ipynb #48e6047c
 def augment(
     x:torch.Tensor, # (n, 3, h, w) uint8 or float of 0 to 255
     size:int,       # side of the result
@@ -152,7 +153,7 @@ def augment(
     grey = x.mean(1, keepdim=True)
     return (((x - grey)*colour + grey)*light).clamp(0, 255)
 
-# %% ../nbs/04_encoders.ipynb #1365b038
+# %% ../nbs/04_encoders.ipynb #f4c7e609
 def relation_loss(
     z:torch.Tensor,       # (n, d) embeddings of a batch
     teacher:torch.Tensor, # (n, t) the teacher's vectors of the same pictures
@@ -187,7 +188,7 @@ class _Student(nn.Module):
             out["relation"] = relation_loss(z, teacher)
         return {name: weights.get(name, 1.)*loss for name, loss in out.items()}
 
-# %% ../nbs/04_encoders.ipynb #09c28438
+# %% ../nbs/04_encoders.ipynb #a14f2a29
 def train_encoder(
     images,       # (n, 3, h, w) uint8 tensor, or a list of picture files
     targets:dict, # question -> (n,) class numbers, -1 where the answer is unknown
@@ -208,6 +209,7 @@ def train_encoder(
 ) -> tuple: # (network, history DataFrame: one row an epoch)
     "A network trained to answer the questions and to see as its teacher does, and its learning curves"
     if not torch.is_tensor(images): images = load_uint8(images, size)
+    torch.manual_seed(random_state)
     run = _Training(images, targets, teacher, network or FashionCNN(), size, batch_size, zoom,
                     loss_weights or {}, random_state, pick_device(device))
     run.schedule(epochs, lr, weight_decay)
@@ -222,14 +224,13 @@ def train_encoder(
     bar.close()
     return run.student.network.eval(), pd.DataFrame(run.history)
 
-# %% ../nbs/04_encoders.ipynb #6b7d29e7
+# %% ../nbs/04_encoders.ipynb #db86cfa5
 class _Training:
     "Everything a run needs to go on: student, optimizer, schedule, history"
     def __init__(self, images, targets, teacher, network, size, batch_size, zoom, weights, random_state, device):
         self.images, self.size, self.batch_size, self.zoom, self.weights, self.device = images, size, batch_size, zoom, weights, device
         self.targets = {name: torch.as_tensor(np.asarray(t), dtype=torch.int64) for name, t in targets.items()}
         self.teacher = None if teacher is None else torch.as_tensor(teacher)
-        torch.manual_seed(random_state)
         n_classes = {name: int(t.max()) + 1 for name, t in self.targets.items()}
         self.student = _Student(network, n_classes, 0 if teacher is None else self.teacher.shape[1])
         self.student.to(device, memory_format=torch.channels_last)
@@ -276,7 +277,7 @@ class _Training:
         tensors = {f"student.{k}": v.contiguous() for k, v in self.student.state_dict().items()}
         state = self.optimizer.state_dict()
         tensors |= {f"optimizer.{i}.{k}": torch.as_tensor(v).contiguous() for i, s in state["state"].items() for k, v in s.items()}
-        notes = {"epoch": self.epoch, "n_epochs": self.n_epochs, "history": self.history, "schedule": self.lr.state_dict()["last_epoch"]}
+        notes = {"epoch": self.epoch, "n_epochs": self.n_epochs, "history": self.history, "steps": self.lr.last_epoch, "groups": state["param_groups"]}
         partial = Path(f"{path}.partial")
         save_file(tensors, partial, metadata={"fitmatch_training": json.dumps(notes)})
         partial.replace(path)
@@ -292,12 +293,11 @@ class _Training:
         for key, value in tensors.items():
             if key.startswith("optimizer."):
                 _, i, name = key.split("."); state.setdefault(int(i), {})[name] = value
-        for _ in range(notes["schedule"]): self.lr.step()
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        self.optimizer.load_state_dict({"state": state, "param_groups": notes["groups"]})
+        self.lr.last_epoch = notes["steps"]
         self.epoch, self.history = notes["epoch"], notes["history"]
 
-# %% ../nbs/04_encoders.ipynb #85e64af2
+# %% ../nbs/04_encoders.ipynb #6b0fa787
 @dataclass(frozen=True)
 class EncoderInfo:
     "What one wants to know before choosing an encoder"
@@ -334,7 +334,7 @@ class Encoder:
 
     def __repr__(self): return f"Encoder({self.info.name!r}, dim={self.info.dim}, weights {self.weights_sha256[:12]}, {self.device})"
 
-# %% ../nbs/04_encoders.ipynb #3861b769
+# %% ../nbs/04_encoders.ipynb #45ff840b
 def read_weights(
     path:str|Path, # a .safetensors file
 ) -> dict: # name -> tensor
@@ -361,7 +361,7 @@ def state_sha256(state:dict) -> str:
         digest.update(state[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
-# %% ../nbs/04_encoders.ipynb #fae53e16
+# %% ../nbs/04_encoders.ipynb #6ea88c26
 def strip_head(
     model:nn.Module, # a torchvision classification network; changed in place
 ) -> nn.Module: # (n, 3, h, w) -> (n, dim)
@@ -375,7 +375,7 @@ def strip_head(
         if hasattr(model, name): setattr(model, name, None)
     return model
 
-# %% ../nbs/04_encoders.ipynb #aa486e99
+# %% ../nbs/04_encoders.ipynb #bb4544ca
 def _backbone(name:str) -> nn.Module:
     "torchvision's network with its head, its weights not set"
     extras = dict(init_weights=False, aux_logits=True, transform_input=True) if name in ("googlenet", "inception_v3") else {}
@@ -397,7 +397,7 @@ def _skeleton(name:str) -> tuple: # (all: key -> shape, needed: keys of the feat
     dim = features(torch.zeros(1, 3, size, size, device="meta")).shape[1]
     return shapes, frozenset(ids[id(t)] for t in kept), dim, sum(t.numel() for t in kept)
 
-# %% ../nbs/04_encoders.ipynb #5baf46ea
+# %% ../nbs/04_encoders.ipynb #ed29500b
 def _misfit(state:dict, name:str) -> str: # "" when it fits
     "In words, what of a file does not fit a network"
     shapes, needed, *_ = _skeleton(name)
@@ -414,10 +414,11 @@ def _looks_like(state:dict) -> str: # "" when it cannot be told
     "The encoder whose tensors these are"
     if any(set(state) == set(network().state_dict()) for network in _NETWORKS.values()): return "fitmatch-cnn"
     size = sum(t.numel() for t in state.values())
-    likely = (name for name in _torchvision_names() if .3 < size/get_model_weights(name).DEFAULT.meta["num_params"] < 1.05)
-    return next((name for name in likely if size < _HEAVY and not _misfit(state, name)), "")
+    far = {name: abs(size - get_model_weights(name).DEFAULT.meta["num_params"]) for name in _torchvision_names()}
+    likely = sorted(far, key=far.get)[:10] if size < _HEAVY else []
+    return next((name for name in likely if not _misfit(state, name)), "")
 
-# %% ../nbs/04_encoders.ipynb #32f833f0
+# %% ../nbs/04_encoders.ipynb #9cf4eb7e
 _HEAVY = 100_000_000 # files with more numbers than this are not guessed at
 
 def _renamed(state:dict) -> dict:
@@ -437,7 +438,7 @@ def _fitting(
                             (f" It looks like {guess}: load_encoder({guess!r}, weights=…)" if guess else " Give the encoder it was made for"))
     return state
 
-# %% ../nbs/04_encoders.ipynb #1e9cd9ca
+# %% ../nbs/04_encoders.ipynb #cd93df0a
 PATIENCE = 10. # seconds to wait for the server of the weights
 
 def _is_reachable(url:str) -> bool:
@@ -469,7 +470,7 @@ def _download_explained(name:str):
         raise FitmatchError(f"the downloaded weights {kept} are damaged: remove that file and try again") from e
     finally: socket.setdefaulttimeout(timeout)
 
-# %% ../nbs/04_encoders.ipynb #b3b18001
+# %% ../nbs/04_encoders.ipynb #8256bea4
 def _weights_for(
     name:str, # a torchvision network
     path:str|Path|None, # a local file, or None to download
@@ -477,6 +478,7 @@ def _weights_for(
     "The weights of a torchvision network"
     if path is not None: return _fitting(read_weights(path), name, path), file_sha256(path), Path(path).name
     with _download_explained(name) as weights: state = get_model(name, weights=weights, progress=False).state_dict()
+    state = _fitting(state, name, weights.url)
     return state, state_sha256(state), f"torchvision {weights}"
 
 def _complete(
@@ -489,7 +491,7 @@ def _complete(
     return {key: state[key] if fits(key) else torch.zeros(shape, dtype=torch.int64 if key.endswith("num_batches_tracked") else torch.float32)
             for key, shape in shapes.items()}
 
-# %% ../nbs/04_encoders.ipynb #d20c1140
+# %% ../nbs/04_encoders.ipynb #1b1ff85e
 def _torchvision_info(name:str) -> EncoderInfo:
     "What torchvision's own notes say about a network"
     weights = get_model_weights(name).DEFAULT
@@ -503,10 +505,12 @@ def _load_torchvision(name, path, device) -> Encoder:
     info = _torchvision_info(name)
     state, sha256, source = _weights_for(name, path)
     model = _backbone(name)
-    model.load_state_dict(_complete(state, name))
+    tensors = model.state_dict()  # carries the versions that MNASNet asks for
+    tensors.update(_complete(state, name))
+    model.load_state_dict(tensors)
     return Encoder(replace(info, weights=source), strip_head(model.eval()), get_model_weights(name).DEFAULT.transforms(), sha256, device)
 
-# %% ../nbs/04_encoders.ipynb #6f22013c
+# %% ../nbs/04_encoders.ipynb #52c261c9
 _IMG2VEC = {"resnet": "resnet18", "alexnet": "alexnet", "vgg": "vgg11_bn", "densenet": "densenet121",
             **{f"resnet{n}": f"resnet{n}" for n in (18, 34, 50, 101, 152)}, **{f"vgg{n}": f"vgg{n}_bn" for n in (11, 13, 16, 19)},
             **{f"densenet{n}": f"densenet{n}" for n in (121, 161, 169, 201)}, **{f"efficientnet_b{n}": f"efficientnet_b{n}" for n in range(8)}}
@@ -518,7 +522,7 @@ def provided_weights(
     "Inside, torchvision's networks are filled with these weights and nothing is downloaded"
     with mock.patch.object(torchvision.models.WeightsEnum, "get_state_dict", lambda self, *args, **kwargs: dict(state)): yield
 
-# %% ../nbs/04_encoders.ipynb #39a14ecb
+# %% ../nbs/04_encoders.ipynb #d2467faa
 class _Img2VecNetwork(nn.Module):
     "Img2Vec as a network: pictures that went through its own transforms in, its own vectors out"
     def __init__(self, extractor):
@@ -538,7 +542,7 @@ def _img2vec_dim(short:str) -> int:
     known = {"resnet": 512, "densenet": 1024, **Img2Vec.RESNET_OUTPUT_SIZES, **Img2Vec.DENSENET_OUTPUT_SIZE, **Img2Vec.EFFICIENTNET_OUTPUT_SIZES}
     return known.get(short, 4096)
 
-# %% ../nbs/04_encoders.ipynb #d4740e67
+# %% ../nbs/04_encoders.ipynb #9f6901af
 def _img2vec_info(name:str) -> EncoderInfo:
     short = name.split(":")[1]
     network = _IMG2VEC[short]
@@ -556,7 +560,7 @@ def _load_img2vec(name, path, device) -> Encoder:
     return Encoder(replace(_img2vec_info(name), weights=source), _Img2VecNetwork(extractor),
                    lambda image: transforms(image).as_subclass(torch.Tensor), sha256, device)
 
-# %% ../nbs/04_encoders.ipynb #9bc8403a
+# %% ../nbs/04_encoders.ipynb #b9572c39
 def _square(size:int, resample=Image.Resampling.BILINEAR):
     "Preprocessing that squeezes the whole picture into a square and keeps 0 to 255"
     def preprocess(image): # PIL -> (3, size, size) float32
@@ -573,8 +577,8 @@ def _load_pixels(name, path, device) -> Encoder:
     if path is not None: raise FitmatchError("the encoder 'pixels' has no weights: leave weights out")
     return Encoder(_PIXELS_INFO, _Pixels(), _square(8, Image.Resampling.BOX), hashlib.sha256(b"pixels 8x8 v1").hexdigest(), device)
 
-# %% ../nbs/04_encoders.ipynb #30fc55b7
-BUNDLED = Path(__file__).parent/"weights"/"fitmatch-cnn.safetensors" if "__file__" in globals() else Path("../fitmatch/weights/fitmatch-cnn.safetensors")
+# %% ../nbs/04_encoders.ipynb #277fe95b
+BUNDLED = Path(fitmatch.__file__).parent/"weights"/"fitmatch-cnn.safetensors"
 _NETWORKS = {"FashionCNN": FashionCNN, "FashionNet": FashionNet}
 
 def save_encoder(
@@ -590,7 +594,7 @@ def save_encoder(
         partial.chmod(0o644)  # safetensors makes it readable for its owner only
     return Path(path)
 
-# %% ../nbs/04_encoders.ipynb #17a2063c
+# %% ../nbs/04_encoders.ipynb #31558f05
 def _own_network(path:Path) -> tuple: # (network, input size)
     "The network that a file of `save_encoder` holds"
     state = read_weights(path)
@@ -611,7 +615,7 @@ def _load_own(name, path, device) -> Encoder:
                    preprocessing=f"squeezed to {size} × {size}, rescaled inside")
     return Encoder(info, network, _square(size), file_sha256(path or BUNDLED), device)
 
-# %% ../nbs/04_encoders.ipynb #3921b0a4
+# %% ../nbs/04_encoders.ipynb #82be4505
 def _own_info(name="fitmatch-cnn") -> EncoderInfo:
     "What the file beside the bundled weights says"
     notes = json.loads(BUNDLED.with_suffix(".json").read_text(encoding="utf-8"))
@@ -619,7 +623,7 @@ def _own_info(name="fitmatch-cnn") -> EncoderInfo:
     return EncoderInfo(name, 256, size, size, "Apache-2.0", notes["parameters"], "bundled with fitmatch",
                        f"{notes['network']}, trained by us", f"squeezed to {size} × {size}, rescaled inside")
 
-# %% ../nbs/04_encoders.ipynb #124ae79f
+# %% ../nbs/04_encoders.ipynb #3e0a61e3
 @lru_cache(maxsize=1)
 def _torchvision_names() -> tuple: return tuple(list_models(module=torchvision.models))
 
@@ -635,7 +639,7 @@ def list_encoders(
     "The names that `load_encoder` takes"
     return fnmatch.filter(_registry(), pattern)
 
-# %% ../nbs/04_encoders.ipynb #419730d5
+# %% ../nbs/04_encoders.ipynb #11ed2191
 def _entry(name:str) -> tuple:
     "The registry's entry, or `FitmatchError` with the nearest names"
     if name in _registry(): return _registry()[name]
@@ -653,7 +657,7 @@ def encoder_table(
     "The encoders side by side"
     return pd.DataFrame([asdict(encoder_info(name)) for name in list_encoders(pattern)]).set_index("name")
 
-# %% ../nbs/04_encoders.ipynb #914e0d70
+# %% ../nbs/04_encoders.ipynb #48521965
 def load_encoder(
     name:str="fitmatch-cnn", # one of `list_encoders()`
     weights:str|Path|None=None, # a local .safetensors file; default: the bundled file or torchvision's download

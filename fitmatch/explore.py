@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['PALETTE', 'SYMBOLS', 'Reduction', 'reduce', 'label_styles', 'sample_rows', 'cluster_curve', 'plot_cluster_curve',
            'cluster', 'assign_labels', 'cluster_scores', 'cluster_summary', 'gallery', 'cluster_rows',
-           'cluster_galleries', 'plotly_text', 'catalogue_map', 'thumbnails', 'script_json', 'map_html']
+           'cluster_galleries', 'plotly_text', 'catalogue_map', 'thumbnails', 'script_json', 'map_assets', 'map_html']
 
-# %% ../nbs/06_explore.ipynb #289122e4
+# %% ../nbs/06_explore.ipynb #03906024
 import hashlib
 import html
 import json
@@ -28,7 +28,7 @@ from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score, p
 from .catalogue import Catalogue, FitmatchError
 from .images import ImageRefused, data_uri, map_ahead, open_image, thumbnail
 
-# %% ../nbs/06_explore.ipynb #8bf7686e
+# %% ../nbs/06_explore.ipynb #edd40990
 def _checked(
     X, # (n, d) numbers
 ) -> np.ndarray: # (n, d) float64
@@ -53,7 +53,7 @@ class Reduction:
         "Coordinates of other products on the same axes"
         return self.model.transform(_checked(X)).astype(np.float32)
 
-# %% ../nbs/06_explore.ipynb #72d74313
+# %% ../nbs/06_explore.ipynb #7b6ee7e2
 def reduce(
     X,                  # (n, d) embeddings
     n_components:int=3, # axes to keep
@@ -70,7 +70,7 @@ def reduce(
     ratios = np.nan_to_num(model.explained_variance_ratio_).clip(0, 1)
     return Reduction(points.astype(np.float32), ratios, float(np.clip(1 - ratios.sum(), 0, 1)) if ratios.any() else 0., model)
 
-# %% ../nbs/06_explore.ipynb #bbbb8137
+# %% ../nbs/06_explore.ipynb #b55584e8
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#8C8C8C", "#F0E442")
 SYMBOLS = ("circle", "square", "diamond", "cross", "circle-open", "square-open", "diamond-open")
 
@@ -80,7 +80,7 @@ def label_styles(
     "A colour and a marker shape for each label; 56 labels before a pair comes again"
     return {label: (PALETTE[i % len(PALETTE)], SYMBOLS[i % len(SYMBOLS)]) for i, label in enumerate(labels)}
 
-# %% ../nbs/06_explore.ipynb #0879e05b
+# %% ../nbs/06_explore.ipynb #4616757d
 def sample_rows(
     n:int,     # rows there are
     most:int,  # rows wanted at most
@@ -117,7 +117,7 @@ def cluster_curve(
     curve.attrs = {"rows": len(X), "silhouette_rows": len(rows)}
     return curve
 
-# %% ../nbs/06_explore.ipynb #a0b88b41
+# %% ../nbs/06_explore.ipynb #05630599
 def plot_cluster_curve(
     curve:pd.DataFrame, # from `cluster_curve`
     k:int|None=7,       # the number chosen, marked; None marks nothing
@@ -135,7 +135,7 @@ def plot_cluster_curve(
     plt.close(fig)  # the notebook shows what is returned, once
     return fig
 
-# %% ../nbs/06_explore.ipynb #ca765e82
+# %% ../nbs/06_explore.ipynb #8f2a5215
 def cluster(
     X,                  # (n, d) embeddings
     k:int=7,            # number of clusters
@@ -148,7 +148,7 @@ def cluster(
     rank = np.argsort(np.argsort(-np.bincount(labels, minlength=k), kind="stable"), kind="stable")
     return rank[labels]
 
-# %% ../nbs/06_explore.ipynb #c0594681
+# %% ../nbs/06_explore.ipynb #75ad266c
 def _crosstab(labels, truth) -> pd.DataFrame:
     "Products by cluster and label; products without a label are left out. Raises `FitmatchError` when none has one"
     labels, truth = np.asarray(labels), np.asarray(truth, dtype=object)
@@ -178,7 +178,7 @@ def cluster_scores(
     return {"accuracy": float(right/known.sum()), "ari": float(adjusted_rand_score(truth, labels)),
             "nmi": float(normalized_mutual_info_score(truth, labels))}
 
-# %% ../nbs/06_explore.ipynb #03eb9c33
+# %% ../nbs/06_explore.ipynb #1bb4d7e8
 def cluster_summary(
     labels, # (n,) clusters
     truth,  # (n,) labels, None where unknown
@@ -190,7 +190,7 @@ def cluster_summary(
         rows.append((int(c), len(members), counts.index[0] if len(counts) else None, counts.iloc[0]/counts.sum() if len(counts) else np.nan))
     return pd.DataFrame(rows, columns=["cluster", "size", "label", "purity"])
 
-# %% ../nbs/06_explore.ipynb #0885bba5
+# %% ../nbs/06_explore.ipynb #febcba8b
 def _shorten(
     value,       # a title, or nothing
     most:int=60, # characters
@@ -215,7 +215,7 @@ def _draw_picture(
         axis.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", facecolor="#dddddd")
         axis.text(.5, .5, e.reason, ha="center", va="center", fontsize=6, color="#555555", parse_math=False)
 
-# %% ../nbs/06_explore.ipynb #11637d73
+# %% ../nbs/06_explore.ipynb #51c8f669
 def gallery(
     catalogue:Catalogue, # where the pictures are
     rows,                # row numbers, in the order to show
@@ -239,7 +239,7 @@ def gallery(
     plt.close(fig)
     return fig
 
-# %% ../nbs/06_explore.ipynb #fbac0ded
+# %% ../nbs/06_explore.ipynb #58610184
 def cluster_rows(
     labels, # (n,) clusters
     n:int=10, # products of each at most
@@ -269,7 +269,7 @@ def cluster_galleries(
     plt.close(fig)
     return fig
 
-# %% ../nbs/06_explore.ipynb #1b652848
+# %% ../nbs/06_explore.ipynb #6dac69da
 def plotly_text(
     value,       # any text of the catalogue
     most:int=60, # characters before it is cut
@@ -278,7 +278,7 @@ def plotly_text(
     text = html.escape(_shorten(value, most), quote=True)
     return text.replace("$", "&#36;").replace("%", "&#37;").replace("{", "&#123;")
 
-# %% ../nbs/06_explore.ipynb #fb16eb90
+# %% ../nbs/06_explore.ipynb #25edd0f4
 def _colour_column(
     color,               # a column's name, or one value a product
     catalogue:Catalogue, # the products
@@ -301,7 +301,7 @@ def _value_order(values:pd.Series, catalogue:Catalogue) -> list:
     except TypeError: rest = sorted(found - set(catalogue.labels), key=str)
     return [label for label in catalogue.labels if label in found] + rest
 
-# %% ../nbs/06_explore.ipynb #97b967af
+# %% ../nbs/06_explore.ipynb #98ae0503
 def _traces(
     points:np.ndarray, # (n, dims)
     values:pd.Series,  # (n,) what colours them
@@ -325,7 +325,7 @@ def _traces(
                         line=dict(color=colour, width=2 if "open" in symbol else 0))))
     return traces
 
-# %% ../nbs/06_explore.ipynb #3785f91f
+# %% ../nbs/06_explore.ipynb #fc4b5e6f
 def catalogue_map(
     points,                # (n, 2 or 3) coordinates; a `Reduction` will do
     catalogue:Catalogue,   # row i lies at point i
@@ -350,7 +350,7 @@ def catalogue_map(
     figure.update_layout(**_map_layout(names, height), meta={"views": meta, "items": [[str(a), _shorten(t, 120)] for a, t in zip(catalogue.products["asin"], catalogue.products["title"])]})
     return figure
 
-# %% ../nbs/06_explore.ipynb #e8b537f9
+# %% ../nbs/06_explore.ipynb #979a6652
 def _map_layout(
     names:list, # what the axes mean
     height:int, # pixels
@@ -366,7 +366,7 @@ def _map_layout(
     return dict(axes, height=height, template="none", margin=dict(l=0, r=0, t=8, b=0), legend=legend, uirevision="fitmatch", hovermode="closest",
                 paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)", font=dict(family="system-ui, sans-serif", size=13))
 
-# %% ../nbs/06_explore.ipynb #56c794dd
+# %% ../nbs/06_explore.ipynb #a6148534
 def _thumb(source, size:int) -> str:
     "A small picture as a data URI; empty where it cannot be opened"
     try: return data_uri(thumbnail(source, size=size, quality=72))
@@ -386,7 +386,7 @@ def thumbnails(
         thumb_size = next((size for size in (128, 112, 96, 80, 64, 56, 48, 40) if fits(size)), 32)
     return list(map_ahead(lambda path: _thumb(path, thumb_size), paths))
 
-# %% ../nbs/06_explore.ipynb #36c24a2d
+# %% ../nbs/06_explore.ipynb #bcfb57bc
 _MAP_CSS = """
 .fm-map{display:flex;gap:16px;align-items:stretch;color:inherit;font:14px/1.45 system-ui,sans-serif;max-width:100%}
 .fm-map *{box-sizing:border-box}
@@ -394,7 +394,7 @@ _MAP_CSS = """
 .fm-map .fm-plot{width:100%;min-height:200px}
 .fm-map .fm-views{display:flex;flex-wrap:wrap;gap:8px;align-items:center;margin:0 0 4px}
 .fm-map button{font:inherit;color:inherit;background:transparent;border:1px solid rgba(128,128,128,.55);border-radius:99px;padding:5px 14px;min-height:36px;cursor:pointer}
-.fm-map .fm-zoom:nth-last-child(3){margin-left:auto}
+.fm-map .fm-zoom{margin-left:auto}
 .fm-map button:hover{background:rgba(128,128,128,.15)}
 .fm-map button:focus-visible{outline:2px solid #56B4E9;outline-offset:2px}
 .fm-map button[aria-pressed=true]{background:rgba(128,128,128,.28);font-weight:600}
@@ -404,20 +404,23 @@ _MAP_CSS = """
 .fm-map .fm-frame img[hidden]{display:none}
 .fm-map .fm-title{font-weight:600;margin:0;overflow-wrap:anywhere;min-height:2.9em;max-height:5.8em;overflow:auto}
 .fm-map .fm-detail{margin:0;opacity:.8;font-size:13px;overflow-wrap:anywhere;min-height:2.9em}
+.fm-map .fm-hint{margin:0;font-size:12.5px;opacity:.75}
 .fm-map .fm-steps{display:flex;gap:8px;flex-wrap:wrap}
 .fm-map .fm-steps button{flex:1}
 @media(max-width:640px){
  .fm-map{flex-direction:column}
  .fm-map .fm-panel{flex:none;width:100%;align-self:stretch;display:grid;grid-template-columns:112px 1fr;column-gap:14px}
  .fm-map .fm-frame{grid-row:1/4;align-self:start}
+ .fm-map .fm-hint{grid-column:1/-1}
 }
 """
 
 _MAP_BODY = """<div class="fm-main"><div class="fm-views" role="group" aria-label="colour and view"></div><div class="fm-plot" role="img" aria-label="map of the catalogue"></div></div>
-<aside class="fm-panel" aria-label="product"><div class="fm-frame"><img alt="" hidden></div><p class="fm-title">Point at a dot</p>
-<p class="fm-detail">A click or tap pins it.</p><div class="fm-steps"><button type="button" class="fm-back">‹ back</button><button type="button" class="fm-next">next ›</button></div></aside>"""
+<aside class="fm-panel" aria-label="product"><div class="fm-frame"><img alt="" hidden></div><p class="fm-title"></p>
+<p class="fm-detail"></p><div class="fm-steps"><button type="button" class="fm-back">‹ back</button><button type="button" class="fm-next">next ›</button></div>
+<p class="fm-hint">Point at a dot to see it, click or tap to pin it.</p></aside>"""
 
-# %% ../nbs/06_explore.ipynb #053fb68f
+# %% ../nbs/06_explore.ipynb #2395b7db
 _MAP_JS = """
 function fitmatchPlotly(url, go, fail) {
   if (window.Plotly) return go(window.Plotly);
@@ -456,72 +459,110 @@ function fitmatchFlat(figure) {                          // no WebGL: the first 
 }
 """
 
-# %% ../nbs/06_explore.ipynb #b8d13c4a
+# %% ../nbs/06_explore.ipynb #9c9522b2
+_MAP_PANEL = """
+function fitmatchPanel(root, pack) {                     // fills the panel; .pin is replaced once there is a plot
+  const one = s => root.querySelector(s), image = one("img"), n = pack.items.length, views = Object.entries(pack.views);
+  const panel = {shown: -1, pinned: -1};
+  panel.show = row => {
+    const [asin, title] = pack.items[row], details = views.map(([name, view]) => name + ": " + (view.values[row] ?? "none"));
+    panel.shown = row;
+    image.hidden = !pack.thumbs[row];
+    image.alt = title || asin;
+    if (pack.thumbs[row]) image.src = pack.thumbs[row];
+    one(".fm-title").textContent = title || asin;
+    one(".fm-detail").textContent = [asin, ...details].join(" · ");
+  };
+  panel.pin = row => { panel.pinned = row; panel.show(row); };
+  const step = by => panel.pin((panel.shown + by + n) % n);
+  one(".fm-back").onclick = () => step(panel.shown < 0 ? 0 : -1);
+  one(".fm-next").onclick = () => step(1);
+  if (n) { panel.show(0); panel.shown = -1; }
+  one(".fm-panel").setAttribute("aria-live", "polite");
+  return panel;
+}
+function fitmatchButton(root, text, click, label) {
+  const button = document.createElement("button");
+  button.type = "button"; button.textContent = text; button.onclick = () => click(button);
+  if (label) button.setAttribute("aria-label", label);
+  root.querySelector(".fm-views").append(button);
+  return button;
+}
+"""
+
+# %% ../nbs/06_explore.ipynb #5c3df21d
+_MAP_DRAW = """
+function fitmatchRing(figure) {                          // a trace of one point: what is pinned
+  const type = figure.data[0].type, flat = type === "scatter";
+  return {type, mode: "markers", x: [], y: [], ...(flat ? {} : {z: []}), showlegend: false, hoverinfo: "skip",
+    marker: {color: "rgba(0,0,0,0)", symbol: "circle-open", size: flat ? 18 : 14, line: {width: 3}}};
+}
+function fitmatchWire(Plotly, root, pack, panel, plot, ring, eye) {
+  const views = Object.keys(pack.views), axes = plot.data[ring].z ? ["x", "y", "z"] : ["x", "y"];
+  panel.pin = row => {
+    const again = panel.pinned === row, at = Object.fromEntries(axes.map(a => [a, [[]]]));
+    panel.pinned = again ? -1 : row;
+    panel.show(row);
+    for (const trace of again ? [] : plot.data.slice(0, ring)) {
+      const i = trace.customdata.indexOf(row);
+      if (trace.visible === true && i >= 0) for (const a of axes) at[a] = [[trace[a][i]]];
+    }
+    Plotly.restyle(plot, at, [ring]);
+  };
+  plot.on("plotly_hover", e => { if (panel.pinned < 0 && e.points[0].curveNumber < ring) panel.show(e.points[0].customdata); });
+  plot.on("plotly_click", e => { if (e.points[0].curveNumber < ring) panel.pin(e.points[0].customdata); });
+  const buttons = views.length < 2 ? [] : views.map(name => fitmatchButton(root, name, pressed => {
+    for (const b of buttons) b.setAttribute("aria-pressed", b === pressed);
+    Plotly.restyle(plot, {visible: plot.data.map((_, i) => i === ring || pack.views[name].traces.includes(i))});
+  }));
+  buttons.forEach((b, i) => b.setAttribute("aria-pressed", i === 0));
+  const zoom = by => () => fitmatchZoom(Plotly, plot, eye, by);
+  fitmatchButton(root, "−", zoom(1.25), "farther").className = "fm-zoom";
+  fitmatchButton(root, "+", zoom(.8), "nearer");
+  fitmatchButton(root, "reset", zoom(0), "reset the view");
+}
+"""
+
+# %% ../nbs/06_explore.ipynb #48168004
 _MAP_START = """
 function fitmatchMap(root) {
   if (root.dataset.ready) return;
   root.dataset.ready = "1";
   const pack = JSON.parse(root.querySelector("script[type='application/json']").textContent);
-  const one = s => root.querySelector(s), plot = one(".fm-plot"), image = one("img"), views = Object.keys(pack.views);
-  let pinned = -1, shown = -1;
-  function show(row) {
-    const [asin, title] = pack.items[row];
-    shown = row; image.hidden = !pack.thumbs[row]; image.alt = title || asin;
-    if (pack.thumbs[row]) image.src = pack.thumbs[row];
-    one(".fm-title").textContent = title || asin;
-    one(".fm-detail").textContent = [asin, ...views.map(v => v + ": " + (pack.views[v].values[row] ?? "none"))].join(" · ");
-  }
-  function step(by) { pin((shown + by + pack.items.length) % pack.items.length); }
-  one(".fm-back").onclick = () => step(shown < 0 ? 0 : -1);
-  one(".fm-next").onclick = () => step(1);
-  one(".fm-panel").setAttribute("aria-live", "polite");
-  let pin = row => { pinned = row; show(row); };
-  fitmatchPlotly(pack.plotlyjs, Plotly => {
-    const figure = pack.figure, ring = figure.data.length, flags = v => [...figure.data.slice(0, ring).map((_, i) => pack.views[v].traces.includes(i)), true];
+  const plot = root.querySelector(".fm-plot"), panel = fitmatchPanel(root, pack), figure = pack.figure, ring = figure.data.length;
+  function draw(Plotly) {
     fitmatchFlat(figure);
     const eye = figure.layout.scene && figure.layout.scene.camera.eye;
     if (eye && root.clientWidth < 500) for (const a of "xyz") eye[a] *= 1.2;
-    const place = figure.data.slice(0, pack.views[views[0]].traces.length);
-    figure.data.push({...place[0], x: [], y: [], z: [], text: [], customdata: [], name: "", showlegend: false, hoverinfo: "skip", hovertemplate: null,
-      visible: true, marker: {color: "rgba(0,0,0,0)", symbol: "circle-open", size: place[0].z ? 14 : 18, line: {width: 3}}});
+    figure.data.push(fitmatchRing(figure));
     Plotly.newPlot(plot, figure.data, figure.layout, {responsive: true, displayModeBar: false, scrollZoom: false}).then(() => {
-      const theme = () => Plotly.relayout(plot, fitmatchTheme(root, !figure.layout.scene)).then(() => Plotly.restyle(plot, {"marker.color": getComputedStyle(root).color}, [ring]));
-      pin = row => {                                     // a ring around the pinned dot
-        const at = {x: [[]], y: [[]], z: [[]]}, same = pinned === row; pinned = same ? -1 : row; show(row);
-        if (!same) for (const t of plot.data.slice(0, ring)) { const i = t.customdata.indexOf(row);
-          if (t.visible === true && i >= 0) for (const a of "xyz") if (t[a]) at[a] = [[t[a][i]]]; }
-        if (!place[0].z) delete at.z;
-        Plotly.restyle(plot, at, [ring]);
-      };
-      plot.on("plotly_hover", e => { const p = e.points[0]; if (pinned < 0 && p.curveNumber < ring) show(p.customdata); });
-      plot.on("plotly_click", e => { const p = e.points[0]; if (p.curveNumber < ring) pin(p.customdata); });
-      if (views.length > 1) for (const v of views) {
-        const button = document.createElement("button"); button.type = "button"; button.textContent = v; button.className = "fm-view"; button.setAttribute("aria-pressed", v === views[0]);
-        button.onclick = () => { for (const b of root.querySelectorAll(".fm-view")) b.setAttribute("aria-pressed", b === button); Plotly.restyle(plot, {visible: flags(v)}); };
-        one(".fm-views").append(button);
-      }
-      for (const [name, by] of [["−", 1.25], ["+", .8], ["reset view", 0]]) {
-        const button = document.createElement("button"); button.type = "button"; button.textContent = name;
-        button.setAttribute("aria-label", by ? (by < 1 ? "nearer" : "farther") : name); button.className = "fm-zoom";
-        button.onclick = () => fitmatchZoom(Plotly, plot, figure.layout.scene && eye, by);
-        one(".fm-views").append(button);
-      }
-      theme(); matchMedia("(prefers-color-scheme: dark)").addEventListener("change", theme);
-      for (const e of [document.documentElement, document.body]) new MutationObserver(theme).observe(e, {attributes: true, attributeFilter: ["class", "data-jp-theme-light", "theme"]});
-      root.dataset.drawn = "1";
+      const theme = () => Plotly.relayout(plot, fitmatchTheme(root, !eye)).then(() =>
+        Plotly.restyle(plot, {"marker.color": getComputedStyle(root).color}, [ring]));
+      fitmatchWire(Plotly, root, pack, panel, plot, ring, eye && {...eye});
+      matchMedia("(prefers-color-scheme: dark)").addEventListener("change", theme);
+      for (const e of [document.documentElement, document.body])
+        new MutationObserver(theme).observe(e, {attributes: true, attributeFilter: ["class", "data-jp-theme-light", "theme"]});
+      theme().then(() => { root.dataset.drawn = "1"; });
     });
-  }, () => { plot.textContent = "The map needs plotly.js, which could not be loaded: use map_html(fig, thumbs, plotlyjs=True) to put it into the page."; });
+  }
+  fitmatchPlotly(pack.plotlyjs, draw, () => {
+    plot.textContent = "The map needs plotly.js, which could not be loaded: use map_html(fig, thumbs, plotlyjs=True) to put it into the page.";
+  });
 }
 document.querySelectorAll(".fm-map").forEach(fitmatchMap);
 """
 
-# %% ../nbs/06_explore.ipynb #a122c4ed
+# %% ../nbs/06_explore.ipynb #34c3c85f
 def script_json(
     value, # what json.dumps takes
 ) -> str:
     "JSON that no HTML parser can leave: `<`, `>` and `&` as escapes"
     text = json.dumps(value, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+def map_assets() -> tuple: # (CSS, JavaScript)
+    "The style and the script that every map of a page shares"
+    return _MAP_CSS, f"(function(){{{_MAP_JS}{_MAP_PANEL}{_MAP_DRAW}{_MAP_START}}})();"
 
 def map_html(
     fig:go.Figure,     # from `catalogue_map`
@@ -541,7 +582,8 @@ def map_html(
     part = (f'<div class="fm-map" id="map-{hashlib.sha256(pack.encode()).hexdigest()[:10]}">{_MAP_BODY}'
             f'<script type="application/json">{pack}</script></div>')
     if plotlyjs is True: part += f"<script>{get_plotlyjs()}</script>"
-    if script: part = f"<style>{_MAP_CSS}</style>{part}<script>(function(){{{_MAP_JS}{_MAP_START}}})();</script>"
+    style, code = map_assets()
+    if script: part = f"<style>{style}</style>{part}<script>{code}</script>"
     return _MAP_PAGE.replace("BODY", part, 1) if full else part
 
 _MAP_PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">

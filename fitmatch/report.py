@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RESULTS', 'ORIGINAL', 'figure_picture', 'report_html', 'report']
 
-# %% ../nbs/11_report.ipynb #6ffc1d0b
+# %% ../nbs/11_report.ipynb #46613798
 import base64
 import copy
 import difflib
@@ -18,18 +18,16 @@ import numpy as np
 import pandas as pd
 from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup
-from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from plotly.offline import get_plotlyjs
 
 from .catalogue import Catalogue, FitmatchError, select, writing
-from .explore import (_MAP_CSS, _MAP_JS, _MAP_START, catalogue_map, cluster_rows, cluster_summary, label_styles, map_html,
-                              sample_rows, thumbnails)
+from .explore import catalogue_map, cluster_rows, cluster_summary, map_assets, map_html, sample_rows, thumbnails
 from .images import ImageRefused, data_uri, thumbnail
 
-# %% ../nbs/11_report.ipynb #00b7d8fa
+# %% ../nbs/11_report.ipynb #2c1d1224
 RESULTS = ("catalogue", "title", "source", "encoder", "reduction", "clusters", "curve", "cluster_scores", "history", "confusion", "mlp_accuracy",
            "heatmap", "matches", "neighbours", "photos", "threshold", "score_name", "scoreboard", "matching", "seconds", "notes", "left_out", "commands")
 
@@ -44,13 +42,12 @@ def _checked_results(
     if not isinstance(results.get("catalogue"), Catalogue): raise FitmatchError("the report needs the catalogue: report({'catalogue': catalogue, …}, path)")
     return {key: results.get(key) for key in RESULTS}
 
-# %% ../nbs/11_report.ipynb #9a3c29e6
+# %% ../nbs/11_report.ipynb #55d5c059
 class _Pictures:
     "Products by asin as the templates want them: asin, title, label, picture"
     def __init__(self, catalogue:Catalogue, photos:dict|None=None):
         self.catalogue, self.photos, self.cache = catalogue, photos or {}, {}
         self.row = {asin: i for i, asin in enumerate(catalogue.products["asin"])}
-        self.styles = label_styles(catalogue.labels)
 
     def uri(self, asin, size:int) -> str:
         "A data URI, empty where there is no picture that opens"
@@ -68,7 +65,7 @@ class _Pictures:
         cell = lambda column: None if at is None or pd.isna(value := self.catalogue.products[column].iat[at]) else str(value)
         return {"asin": str(asin), "title": cell("title") or str(asin), "label": cell("ground_truth"), "picture": self.uri(asin, size)}
 
-# %% ../nbs/11_report.ipynb #9fb25e3c
+# %% ../nbs/11_report.ipynb #97299085
 def _inked(
     figure:Figure, # left as it is
     ink:str,       # "#rrggbb" of texts, ticks and frames
@@ -98,7 +95,7 @@ def figure_picture(
     if isinstance(figure, bytes): return {"alt": alt, "light": data_uri(figure), "dark": None}
     return {"alt": alt, "light": data_uri(_inked(figure, "#1f1c19")), "dark": data_uri(_inked(figure, "#efeae2"))}
 
-# %% ../nbs/11_report.ipynb #d0d8701a
+# %% ../nbs/11_report.ipynb #0067ebc1
 def _chart(
     title:str,     # what is shown
     x,             # (m,) positions
@@ -106,7 +103,7 @@ def _chart(
     x_label:str,   # under the axis
     mark=None,     # an x to be marked
 ) -> dict|None: # coordinates for the template; None when there is nothing to draw
-    "A line chart as coordinates in a box of 440 × 250"
+    "A line chart as coordinates in a box of 440 × 258"
     pairs = {name: [(float(a), float(b)) for a, b in zip(x, values) if np.isfinite(b)] for name, values in series.items()}
     pairs = {name: points for name, points in pairs.items() if points}
     if not pairs: return None
@@ -119,7 +116,7 @@ def _chart(
     return {"title": title, "x_label": x_label, "lines": lines, "mark": None if mark is None else at_x(mark), "marked": mark,
             "x": [(at_x(t), f"{t:g}") for t in ticks_x], "y": [(at_y(t), f"{t:,.4g}") for t in ticks_y]}
 
-# %% ../nbs/11_report.ipynb #65e1d640
+# %% ../nbs/11_report.ipynb #aadd4e10
 def _number(
     value,       # a number, maybe missing
     digits:int=3,
@@ -149,13 +146,14 @@ def _estimate(
     known = low is not None and high is not None and np.isfinite(low) and np.isfinite(high)
     return {"value": float(value[0]), "low": float(low) if known else None, "high": float(high) if known else None}
 
-# %% ../nbs/11_report.ipynb #aa2da9ad
+# %% ../nbs/11_report.ipynb #d055c3d3
 def _table(
     frame:pd.DataFrame, # its first column heads the rows
     digits:int=3,
 ) -> dict: # columns and rows of text
     "A table as text"
-    return {"columns": [str(c) for c in frame.columns], "rows": [[_number(None if value is None or value is pd.NA else value, digits) for value in row] for row in frame.itertuples(index=False)]}
+    cell = lambda value: _number(None if value is pd.NA else value, digits)
+    return {"columns": [str(c) for c in frame.columns], "rows": [[cell(value) for value in row] for row in frame.itertuples(index=False)]}
 
 def _chosen(
     matches:pd.DataFrame, # those of one query, in the order to show
@@ -187,7 +185,7 @@ def _answers(
                 "decision": str(m.decision), "via": pictures.product(m.via, 64), "number": number.get(m.via)} for m in own.itertuples()]})
     return answers
 
-# %% ../nbs/11_report.ipynb #9369bc01
+# %% ../nbs/11_report.ipynb #d1c10919
 def _headlines(
     results:dict, # checked results
 ) -> list: # dicts: value, name, detail
@@ -198,18 +196,21 @@ def _headlines(
     found = [{"value": f"{len(catalogue):,}", "name": "products", "detail": f"{refused:,} rows refused, each with its reason" if refused else "no row refused"}]
     if mlp := _estimate(results["mlp_accuracy"]):
         found.append({"value": f"{mlp['value']:.2f}", "name": "MLP accuracy", "detail": spread(mlp) or "on held-out products"})
-    if results["cluster_scores"]:
-        found.append({"value": f"{results['cluster_scores']['accuracy']:.2f}", "name": "kMeans accuracy", "detail": f"ARI {results['cluster_scores']['ari']:.2f}, NMI {results['cluster_scores']['nmi']:.2f}"})
+    if scores := results["cluster_scores"]:
+        found.append({"value": f"{scores['accuracy']:.2f}", "name": "kMeans accuracy", "detail": f"ARI {scores['ari']:.2f}, NMI {scores['nmi']:.2f}"})
     ours = {name: _estimate(v) for name, v in results["matching"].items()} if isinstance(results["matching"], dict) else {}
     ours = {name: e for name, e in ours.items() if e and not re.search("random|prior|chance|oracle|best possible", name)}
     if ours:
         name = max(ours, key=lambda n: ours[n]["value"])
         found.append({"value": f"{ours[name]['value']:.2f}", "name": f"matching AUC, {name}", "detail": spread(ours[name])})
-    if reduction is not None: found.append({"value": _percent(sum(reduction.explained_variance_ratio), 0), "name": "of the variance on the map", "detail": f"{len(reduction.explained_variance_ratio)} of {reduction.model.n_features_in_} dimensions"})
-    if seconds: found.append({"value": f"{sum(seconds.values()):,.0f} s", "name": "the whole run", "detail": "from the source to this page" if len(seconds) < 2 else f"in {len(seconds)} stages"})
+    if reduction is not None:
+        kept = reduction.explained_variance_ratio
+        found.append({"value": _percent(sum(kept), 0), "name": "of the variance on the map", "detail": f"{len(kept)} of {reduction.model.n_features_in_} dimensions"})
+    if seconds:
+        found.append({"value": f"{sum(seconds.values()):,.0f} s", "name": "the whole run", "detail": "from the source to this page" if len(seconds) < 2 else f"in {len(seconds)} stages"})
     return found
 
-# %% ../nbs/11_report.ipynb #e2cfdc25
+# %% ../nbs/11_report.ipynb #1604debf
 def _map_section(
     results:dict, # checked results
     most:int=5000, # products with a picture; more are sampled
@@ -242,7 +243,7 @@ def _cluster_section(
     scores = results["cluster_scores"]
     return {"cards": cards, "scores": {"accuracy": _percent(scores["accuracy"]), "ari": f"{scores['ari']:.3f}", "nmi": f"{scores['nmi']:.3f}"} if scores else None}
 
-# %% ../nbs/11_report.ipynb #f877c3a8
+# %% ../nbs/11_report.ipynb #dc6257c3
 def _curve_section(results:dict) -> dict|None:
     "The curves by which the number of clusters is chosen"
     curve, clusters = results["curve"], results["clusters"]
@@ -275,7 +276,7 @@ def _confusion(
     return {"labels": [str(label) for label in labels], "n": f"{int(matrix.sum()):,}",
             "rows": [[(int(count), round(float(s), 2)) for count, s in zip(*row)] for row in zip(matrix, share)], "recall": [_percent(s, 0) for s in np.diag(share)]}
 
-# %% ../nbs/11_report.ipynb #fba2b3d3
+# %% ../nbs/11_report.ipynb #3d2da935
 ORIGINAL = {"encoder": "img2vec ResNet-18, the original project", "mlp": .83, "kmeans": .24, "quoted": True}
 
 def _scoreboard_section(results:dict) -> dict|None:
@@ -294,14 +295,15 @@ def _matching_section(results:dict) -> dict|None:
     "How well each scorer tells bought-together pairs from others"
     matching = results["matching"]
     if not isinstance(matching, dict) or not matching: return None
-    rows = [{"name": str(name), "n": v.get("n") if isinstance(v, dict) else None, **(_estimate(v) or {"value": None, "low": None, "high": None})} for name, v in matching.items()]
+    missing = {"value": None, "low": None, "high": None}
+    rows = [{"name": str(name), "n": v.get("n") if isinstance(v, dict) else None, **(_estimate(v) or missing)} for name, v in matching.items()]
     place = lambda v: round(100*min(max((v - .4)/.6, 0), 1), 1)
     for row in rows:
         row["at"] = None if row["value"] is None else place(row["value"])
         row["from"], row["to"] = (place(row["low"]), place(row["high"])) if row["low"] is not None else (row["at"], row["at"])
     return {"rows": rows, "n": next((f"{int(row['n']):,}" for row in rows if row["n"]), None)}
 
-# %% ../nbs/11_report.ipynb #bc7c5dcc
+# %% ../nbs/11_report.ipynb #00615ef3
 def _refused_section(results:dict, most:int=200) -> dict|None:
     "Refused rows by reason, and the first of them one by one"
     quarantine = results["catalogue"].quarantine
@@ -317,7 +319,7 @@ def _time_section(results:dict) -> dict|None:
     longest, total = max(seconds.values()) or 1, sum(seconds.values())
     return {"total": f"{total:,.1f}", "rows": [(str(name), f"{s:,.1f}", round(100*s/longest, 1), _percent(s/(total or 1), 0)) for name, s in seconds.items()]}
 
-# %% ../nbs/11_report.ipynb #62cc40c0
+# %% ../nbs/11_report.ipynb #cca52c94
 _LEFT_OUT = {"map": "The map is left out: the embeddings were not reduced.", "curve": "The choice of the number of clusters is left out: no curve was computed.",
     "clusters": "The clusters are left out: none were computed.", "classifier": "The classifier is left out: it was not trained.",
     "heatmap": "The similarity heatmap is left out: it was not drawn.", "matches": "Matches are left out: nothing was asked for, or the source has no also_buy.",
@@ -336,7 +338,7 @@ def _left_out(results:dict, sections:dict) -> list:
     sentences = [own[name] if own.get(name) else default for name, default in _LEFT_OUT.items() if not sections[name]]
     return list(dict.fromkeys(s[:1].upper() + s[1:] for s in map(str, [*sentences, *(results["notes"] or [])]) if s))
 
-# %% ../nbs/11_report.ipynb #373649b3
+# %% ../nbs/11_report.ipynb #8c4d5c08
 _STYLE = """
 :root{color-scheme:light dark;--paper:#faf7f2;--card:#fff;--ink:#1f1c19;--soft:#665f57;--line:#e5ded4;--accent:#0b5f93;--good:#00573f;--goodbg:#d9f0e6;--skipbg:#efeae2;--c1:#0072B2;--c2:#C14F00;--shade:0,114,178}
 @media(prefers-color-scheme:dark){:root{--paper:#151412;--card:#1f1d1a;--ink:#efeae2;--soft:#aaa298;--line:#3a3631;--accent:#7cc3ee;--good:#8fe6c6;--goodbg:#15392e;--skipbg:#2d2a26;--c1:#56B4E9;--c2:#E69F00;--shade:86,180,233}}
@@ -370,7 +372,7 @@ footer{margin-top:60px;border-top:1px solid var(--line);padding:26px 0 44px;colo
 @media print{nav,.fm-map{display:none}section{break-inside:avoid}}
 """
 
-# %% ../nbs/11_report.ipynb #50782c77
+# %% ../nbs/11_report.ipynb #65275b28
 _STYLE_PICTURES = """
 header{padding:44px 0 34px}
 .pic{aspect-ratio:1;border-radius:12px;overflow:hidden;background:var(--skipbg);display:flex;align-items:center;justify-content:center;color:var(--soft);font-size:12px;text-align:center;position:relative}
@@ -400,6 +402,10 @@ figcaption{font-size:14px;line-height:1.35;margin-top:6px;overflow-wrap:anywhere
 .answer .tiles{grid-column:1/-1;grid-template-columns:repeat(4,minmax(0,1fr));gap:12px 10px}
 .answer .tiles figcaption{font-size:13px}
 .answer .num{min-width:18px;height:18px;line-height:18px;font-size:11.5px;left:3px;top:3px}
+"""
+
+# %% ../nbs/11_report.ipynb #87eef65b
+_STYLE_PHONE = """
 @media(max-width:860px){
  .hero{grid-template-columns:1fr;gap:26px}
  .hero .near{grid-template-columns:repeat(5,minmax(0,1fr))}
@@ -417,7 +423,7 @@ figcaption{font-size:14px;line-height:1.35;margin-top:6px;overflow-wrap:anywhere
 }
 """
 
-# %% ../nbs/11_report.ipynb #9d89bf37
+# %% ../nbs/11_report.ipynb #055072f0
 _STYLE_NUMBERS = """
 .figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:1px;background:var(--line);border:1px solid var(--line);border-radius:16px;overflow:hidden;margin:0}
 .figures div{background:var(--card);padding:18px 18px 16px;display:flex;flex-direction:column}
@@ -428,18 +434,24 @@ _STYLE_NUMBERS = """
 .scroll{overflow-x:auto;max-width:100%}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:15px;width:100%}
 caption{text-align:left;color:var(--soft);padding-bottom:8px;font-size:14px}
-th,td{text-align:left;padding:8px 12px 8px 0;border-bottom:1px solid var(--line);vertical-align:top;overflow-wrap:anywhere}
-td.n,th.n{text-align:right;padding-right:16px;white-space:nowrap;overflow-wrap:normal}
+th,td{text-align:left;padding:8px 12px 8px 0;border-bottom:1px solid var(--line);vertical-align:middle;overflow-wrap:break-word}
+tbody:last-child tr:last-child>*{border-bottom:0}
+.long td,.long th{overflow-wrap:anywhere;min-width:90px;vertical-align:top}
+td.n,th.n{text-align:right;padding-right:16px;white-space:nowrap}
 thead th{font-size:13.5px;color:var(--soft);font-weight:600}
 tbody th{font-weight:600}
 .confusion{width:auto;font-size:14px}
-.confusion th,.confusion td{padding:10px 8px;border:0;overflow-wrap:normal}
+.confusion th,.confusion td{padding:10px 8px;border:0}
 .confusion thead th{text-align:center;font-weight:500;vertical-align:bottom}
 .confusion tbody th{font-weight:500;white-space:nowrap;text-align:right}
 .confusion td{min-width:66px;text-align:center;border:2px solid var(--card);border-radius:6px}
 .confusion td.hit{font-weight:700}
 .confusion td.dark{color:#fff}
 @media(prefers-color-scheme:dark){.confusion td.dark{color:#10100f}}
+"""
+
+# %% ../nbs/11_report.ipynb #13e56aeb
+_STYLE_CHARTS = """
 .track{position:relative;height:26px;min-width:140px;border-radius:6px;background:var(--skipbg)}
 .track u{position:absolute;left:16.67%;top:0;bottom:0;border-left:1px solid var(--soft)}
 .track i{position:absolute;top:11px;height:4px;background:var(--c1);border-radius:2px;min-width:2px}
@@ -464,39 +476,54 @@ summary{cursor:pointer;color:var(--accent);font-size:14.5px;padding:4px 0}
 .meter i{display:block;height:100%;background:var(--c1)}
 pre{background:var(--skipbg);border-radius:10px;padding:12px 14px;overflow-x:auto;margin:0 0 18px;font:14px/1.5 ui-monospace,Menlo,Consolas,monospace}
 .plain img{background:#fff;border-radius:10px;padding:8px}
-@media(max-width:640px){.cluster{grid-template-columns:1fr;gap:9px}.cluster .row{grid-template-columns:repeat(5,minmax(0,1fr))}.figures{grid-template-columns:1fr 1fr}.figures .big{font-size:28px}.track{min-width:90px}}
+@media(max-width:640px){.wide{display:none}th,td{padding-right:10px}td.n,th.n{padding-right:10px}pre{white-space:pre-wrap;overflow-wrap:anywhere}.cluster{grid-template-columns:1fr;gap:9px}.cluster .row{grid-template-columns:repeat(5,minmax(0,1fr))}.figures{grid-template-columns:1fr 1fr}.figures .big{font-size:28px}.track{min-width:90px}}
 """
 
-# %% ../nbs/11_report.ipynb #b24e05f6
+# %% ../nbs/11_report.ipynb #41e850f7
+_STYLES = _STYLE + _STYLE_PICTURES + _STYLE_NUMBERS + _STYLE_CHARTS + _STYLE_PHONE
+
+# %% ../nbs/11_report.ipynb #ab3e6ebb
 _MACROS = """
 {%- macro pic(p, extra="", alt=None) -%}
-<div class="pic">{% if p.picture %}<img src="{{ p.picture }}" alt="{{ p.title if alt is none else alt }}" loading="lazy">{% else %}<span>no picture</span>{% endif %}{{ extra }}</div>
+<div class="pic">{% if p.picture %}<img src="{{ p.picture }}" alt="{{ p.title if alt is none else alt }}" loading="lazy">{% else %}<span>no picture</span>
+{% endif %}{{ extra }}</div>
 {%- endmacro -%}
 {%- macro number(n) -%}{% if n %}<span class="num" aria-hidden="true">{{ n }}</span>{% endif %}{%- endmacro -%}
 {%- macro nearest(items) -%}
-<ol class="near">{% for p in items %}<li><figure title="{{ p.title }}">{{ pic(p, number(p.number)) }}<figcaption><span class="score">{{ p.similarity }}</span></figcaption></figure></li>{% endfor %}</ol>
+<ol class="near">{% for p in items %}<li><figure title="{{ p.title }}">{{ pic(p, number(p.number)) }}<figcaption><span class="score">{{ p.similarity }}</span>
+</figcaption></figure></li>{% endfor %}</ol>
 {%- endmacro -%}
-{%- macro badge(m) -%}{% if m.matching %}<span class="tag yes">✓ {{ m.decision }}</span>{% else %}<span class="tag no">{{ m.decision }}</span>{% endif %}{%- endmacro -%}
+{%- macro badge(m) -%}{% if m.matching %}<span class="tag yes">✓ {{ m.decision }}</span>{% else %}<span class="tag no">{{ m.decision }}</span>{% endif %}
+{%- endmacro -%}
 {%- macro via(m) -%}{% if m.via.picture %}<img class="via" src="{{ m.via.picture }}" alt="">{% endif %}{%- endmacro -%}
 {%- macro tiles(items, titles=True) -%}
 <ul class="tiles">{% for m in items %}<li><figure title="{{ m.title }}"{% if not m.matching %} class="no-match"{% endif %}>{{ pic(m, via(m)) }}
-<figcaption>{% if titles %}<span class="cut">{{ m.title }}</span>{% endif %}<span class="score">{{ m.score }}</span> {{ badge(m) }}<br><span class="soft">via {% if m.number %}{{ m.number }}{% else %}{{ m.via.title }}{% endif %}</span></figcaption></figure></li>{% endfor %}</ul>
+<figcaption>{% if titles %}<span class="cut">{{ m.title }}</span>{% endif %}<span class="score">{{ m.score }}</span> {{ badge(m) }}<br>
+<span class="soft">via {% if m.number %}{{ m.number }}{% else %}{{ m.via.title }}{% endif %}</span></figcaption></figure></li>{% endfor %}</ul>
 {%- endmacro -%}
 {%- macro table(t, caption, label) -%}
-<div class="scroll" tabindex="0" role="region" aria-label="{{ label }}"><table><caption>{{ caption }}</caption><thead><tr>{% for c in t.columns %}<th scope="col"{% if not loop.first %} class="n"{% endif %}>{{ c }}</th>{% endfor %}</tr></thead>
-<tbody>{% for row in t.rows %}<tr>{% for cell in row %}{% if loop.first %}<th scope="row">{{ cell }}</th>{% else %}<td class="n">{{ cell }}</td>{% endif %}{% endfor %}</tr>{% endfor %}</tbody></table></div>
+<div class="scroll" tabindex="0" role="region" aria-label="{{ label }}"><table><caption>{{ caption }}</caption><thead><tr>{% for c in t.columns %}
+<th scope="col"{% if not loop.first %} class="n"{% endif %}>{{ c }}</th>{% endfor %}</tr></thead>
+<tbody>{% for row in t.rows %}<tr>{% for cell in row %}{% if loop.first %}<th scope="row">{{ cell }}</th>{% else %}<td class="n">{{ cell }}</td>{% endif %}
+{% endfor %}</tr>{% endfor %}</tbody></table></div>
 {%- endmacro -%}
 {%- macro chart(c) -%}
-<figure class="card chart"><h3>{{ c.title }}</h3><svg viewBox="0 0 440 250" role="img" aria-label="{{ c.title }}{% for l in c.lines %}; {{ l.name }} ends at {{ l.last }}{% endfor %}">
+<figure class="card chart"><h3>{{ c.title }}</h3><svg viewBox="0 0 440 258" role="img" aria-label="{{ c.title }}{% for l in c.lines %}
+; {{ l.name }} ends at {{ l.last }}{% endfor %}">
 {% for y, text in c.y %}<line class="rule" x1="54" x2="426" y1="{{ y }}" y2="{{ y }}"/><text x="46" y="{{ y + 4 }}" text-anchor="end">{{ text }}</text>{% endfor %}
-{% for x, text in c.x %}<text x="{{ x }}" y="231" text-anchor="middle">{{ text }}</text>{% endfor %}<text x="240" y="248" text-anchor="middle">{{ c.x_label }}</text>
-{% if c.mark is not none %}<line class="mark" x1="{{ c.mark }}" x2="{{ c.mark }}" y1="10" y2="212"/><text x="{{ c.mark + 6 }}" y="20">chosen: {{ c.marked }}</text>{% endif %}
-{% for l in c.lines %}{% set i = loop.index0 % 2 %}<polyline class="l{{ i }}" points="{% for x, y in l.points %}{{ x }},{{ y }} {% endfor %}"/>{% if l.points|length <= 30 %}{% for x, y in l.points %}{% if i %}<rect class="d1" x="{{ x - 3 }}" y="{{ y - 3 }}" width="6" height="6"/>{% else %}<circle class="d0" cx="{{ x }}" cy="{{ y }}" r="3.5"/>{% endif %}{% endfor %}{% endif %}{% endfor %}</svg>
-{% if c.lines|length > 1 %}<ul class="legend">{% for l in c.lines %}<li><svg viewBox="0 0 34 12" aria-hidden="true"><line class="l{{ loop.index0 % 2 }}" x1="0" x2="34" y1="6" y2="6"/>{% if loop.index0 % 2 %}<rect class="d1" x="14" y="3" width="6" height="6"/>{% else %}<circle class="d0" cx="17" cy="6" r="3.5"/>{% endif %}</svg>{{ l.name }} {{ l.last }}</li>{% endfor %}</ul>{% endif %}</figure>
+{% for x, text in c.x %}<text x="{{ x }}" y="231" text-anchor="middle">{{ text }}</text>{% endfor %}<text x="240" y="253" text-anchor="middle">{{ c.x_label }}</text>
+{% if c.mark is not none %}<line class="mark" x1="{{ c.mark }}" x2="{{ c.mark }}" y1="10" y2="212"/><text x="{{ c.mark + 6 }}" y="20">chosen: {{ c.marked }}</text>
+{% endif %}
+{% for l in c.lines %}{% set i = loop.index0 % 2 %}<polyline class="l{{ i }}" points="{% for x, y in l.points %}{{ x }},{{ y }} {% endfor %}"/>
+{% if l.points|length <= 30 %}{% for x, y in l.points %}{% if i %}<rect class="d1" x="{{ x - 3 }}" y="{{ y - 3 }}" width="6" height="6"/>{% else %}
+<circle class="d0" cx="{{ x }}" cy="{{ y }}" r="3.5"/>{% endif %}{% endfor %}{% endif %}{% endfor %}</svg>
+{% if c.lines|length > 1 %}<ul class="legend">{% for l in c.lines %}<li><svg viewBox="0 0 34 12" aria-hidden="true">
+<line class="l{{ loop.index0 % 2 }}" x1="0" x2="34" y1="6" y2="6"/>{% if loop.index0 % 2 %}<rect class="d1" x="14" y="3" width="6" height="6"/>{% else %}
+<circle class="d0" cx="17" cy="6" r="3.5"/>{% endif %}</svg>{{ l.name }} {{ l.last }}</li>{% endfor %}</ul>{% endif %}</figure>
 {%- endmacro -%}
 """
 
-# %% ../nbs/11_report.ipynb #3adc5840
+# %% ../nbs/11_report.ipynb #a48590e4
 _HEADER = """
 <header><div class="in">
 <p class="eyebrow">fitmatch report{% if source %} · {{ source }}{% endif %}</p>
@@ -504,90 +531,141 @@ _HEADER = """
 <p class="lead">{{ intro }}</p>
 {% if answers %}{% set a = answers[0] %}
 <div class="hero">
-<div class="query"><p class="step">a photo</p><figure>{{ pic(a.query) }}<figcaption><strong class="cut">{{ a.query.title }}</strong>{% if a.query.label %}<span class="soft">{{ a.query.label }}</span>{% endif %}</figcaption></figure></div>
+<div class="query"><p class="step">a photo</p><figure>{{ pic(a.query) }}<figcaption><strong class="cut">{{ a.query.title }}</strong>{% if a.query.label %}
+<span class="soft">{{ a.query.label }}</span>{% endif %}</figcaption></figure></div>
 <div><p class="step">looks like</p>{{ nearest(a.nearest) }}</div>
-<div>{% if a.matches %}<p class="step">and goes with</p>{{ tiles(a.matches) }}{% else %}<p class="step">goes with</p><p class="soft">{{ no_matches }}</p>{% endif %}</div>
+<div>{% if a.matches %}<p class="step">and goes with</p>{{ tiles(a.matches) }}{% else %}<p class="step">goes with</p><p class="soft">{{ no_matches }}</p>{% endif %}
 </div>
-{% if a.matches %}<p class="soft" style="margin:22px 0 0">Read it from left to right: the photo's nearest products by cosine, numbered; what was bought with them; and the {{ score_name }} of the photo with each{% if threshold %}, <em>matching</em> from {{ threshold }} on{% endif %}. The small round picture is the neighbour a suggestion came through.</p>{% endif %}
+</div>
+{% if a.matches %}<p class="soft" style="margin:22px 0 0">Read it from left to right: the photo's nearest products by cosine, numbered; what was bought with
+them; and the {{ score_name }} of the photo with each{% if threshold %}, <em>matching</em> from {{ threshold }} on{% endif %}. The small round picture is the
+neighbour a suggestion came through.</p>{% endif %}
 {% else %}<div class="mosaic">{% for p in mosaic %}<figure title="{{ p.title }}">{{ pic(p) }}</figure>{% endfor %}</div>{% endif %}
 </div></header>
 <nav aria-label="sections"><ul>{% for id, name in nav %}<li><a href="#{{ id }}">{{ name }}</a></li>{% endfor %}</ul></nav>
 """
 
+# %% ../nbs/11_report.ipynb #c7d8f284
 _FIGURES = """
-<section id="figures"><h2>In figures</h2><dl class="figures">{% for f in headlines %}<div><dt>{{ f.name }}</dt><dd class="big">{{ f.value }}</dd><dd class="soft">{{ f.detail }}</dd></div>{% endfor %}</dl></section>
+<section id="figures"><h2>In figures</h2><dl class="figures">{% for f in headlines %}<div><dt>{{ f.name }}</dt><dd class="big">{{ f.value }}</dd>
+<dd class="soft">{{ f.detail }}</dd></div>{% endfor %}</dl></section>
 """
 
+# %% ../nbs/11_report.ipynb #d6a73e85
 _MAP_TEMPLATE = """
 {% if map %}<section id="map"><h2>The map of the catalogue</h2>
-<p class="lead">Each dot is a product; near dots look alike to the encoder. Point at one to see it, click or tap to pin it{% if not map.flat %}, drag to turn{% endif %}.{% if map.shown < map.all %} {{ "{:,}".format(map.shown) }} of {{ "{:,}".format(map.all) }} products are shown, drawn at random.{% endif %}</p>
+<p class="lead">Each dot is a product; near dots look alike to the encoder. Point at one to see it, click or tap to pin it{% if not map.flat %}, drag to
+turn{% endif %}.{% if map.shown < map.all %} {{ "{:,}".format(map.shown) }} of {{ "{:,}".format(map.all) }} products are shown, drawn at random.{% endif %}</p>
 {{ map.html }}
-<p style="margin-top:20px">The axes are principal components. They carry {{ map.variance|join(", ") }} of the variance, {{ map.kept }} together; rebuilding the embeddings from them loses the rest (relative reconstruction error {{ map.error }}). So read the map as a shadow: what is far apart here is far apart, what is near may not be.</p></section>{% endif %}
+<p style="margin-top:20px">The axes are principal components. They carry {{ map.variance|join(", ") }} of the variance, {{ map.kept }} together; rebuilding the
+embeddings from them loses the rest (relative reconstruction error {{ map.error }}). So read the map as a shadow: what is far apart here is far apart, what is
+near may not be.</p></section>{% endif %}
 """
 
-# %% ../nbs/11_report.ipynb #3f865c90
+# %% ../nbs/11_report.ipynb #1fceca65
 _CLUSTERS = """
 {% if curve or clusters %}<section id="clusters"><h2>What falls into groups by itself</h2>
-<p class="lead">kMeans groups products by their pictures alone, without seeing a label.{% if clusters and clusters.scores %} Each cluster given one label, no label twice, {{ clusters.scores.accuracy }} of the products are right; adjusted Rand index {{ clusters.scores.ari }}, normalised mutual information {{ clusters.scores.nmi }}.{% endif %}</p>
+<p class="lead">kMeans groups products by their pictures alone, without seeing a label.{% if clusters and clusters.scores %} Each cluster given one label, no
+label twice, {{ clusters.scores.accuracy }} of the products are right; adjusted Rand index {{ clusters.scores.ari }}, normalised mutual information
+{{ clusters.scores.nmi }}.{% endif %}</p>
 {% if curve %}<div class="grid2">{% for c in curve.charts %}{{ chart(c) }}{% endfor %}</div>
-<p class="soft" style="margin-top:12px">Inertia always falls; one looks for its bend. Silhouette has a top{% if curve.top %}, here at k = {{ curve.top }}{% endif %}{% if curve.sample %}; it is measured on {{ "{:,}".format(curve.sample) }} products{% endif %}.{% if curve.k %} {{ curve.k }} clusters are shown below.{% endif %}</p>
+<p class="soft" style="margin-top:12px">Inertia always falls; one looks for its bend. Silhouette has a top{% if curve.top %}, here at k =
+{{ curve.top }}{% endif %}{% if curve.sample %}; it is measured on {{ "{:,}".format(curve.sample) }} products{% endif %}.{% if curve.k %} {{ curve.k }}
+clusters are shown below.{% endif %}</p>
 <details><summary>The same as a table</summary>{{ table(curve.table, "Inertia and silhouette by number of clusters", "cluster curve") }}</details>{% endif %}
-{% if clusters %}<div style="margin-top:22px">{% for c in clusters.cards %}<div class="cluster"><div><h3 style="margin:0">Cluster {{ c.number }}</h3><span class="soft">{{ c.size }} products</span>{% if c.label is not none %}<br>{{ "%.0f"|format(100*c.purity) }}&nbsp;% {{ c.label }}<div class="meter" aria-hidden="true"><i style="width:{{ 100*c.purity }}%"></i></div>{% endif %}</div>
+{% if clusters %}<div style="margin-top:22px">{% for c in clusters.cards %}<div class="cluster"><div><h3 style="margin:0">Cluster {{ c.number }}</h3>
+<span class="soft">{{ c.size }} products</span>{% if c.label is not none %}<br>{{ "%.0f"|format(100*c.purity) }}&nbsp;% {{ c.label }}
+<div class="meter" aria-hidden="true"><i style="width:{{ 100*c.purity }}%"></i></div>{% endif %}</div>
 <div class="row">{% for p in c.products %}<figure title="{{ p.title }}">{{ pic(p) }}</figure>{% endfor %}</div></div>{% endfor %}</div>
 <p class="soft" style="margin-top:12px">Ten products of each, drawn at random: a mixed cluster looks mixed.</p>{% endif %}</section>{% endif %}
 """
 
+# %% ../nbs/11_report.ipynb #e73fba20
 _CLASSIFIER = """
 {% if classifier %}<section id="classifier"><h2>Learning the labels</h2>
-<p class="lead">A small network (MLP) learns the label from the embedding.{% if classifier.accuracy %} On products it never saw it is right in {{ "%.1f"|format(100*classifier.accuracy.value) }} % of the cases{% if classifier.accuracy.low is not none %} (95 % interval {{ "%.1f"|format(100*classifier.accuracy.low) }} to {{ "%.1f"|format(100*classifier.accuracy.high) }} %){% endif %}.{% endif %}</p>
+<p class="lead">A small network (MLP) learns the label from the embedding.{% if classifier.accuracy %} On products it never saw it is right in
+{{ "%.1f"|format(100*classifier.accuracy.value) }} % of the cases{% if classifier.accuracy.low is not none %} (95 % interval
+{{ "%.1f"|format(100*classifier.accuracy.low) }} to {{ "%.1f"|format(100*classifier.accuracy.high) }} %){% endif %}.{% endif %}</p>
 {% if classifier.charts %}<div class="grid2">{% for c in classifier.charts %}{{ chart(c) }}{% endfor %}</div>
 <details><summary>The same as a table</summary>{{ table(classifier.table, "Loss and accuracy by epoch", "epochs") }}</details>{% endif %}
-{% if classifier.confusion %}{% set m = classifier.confusion %}<div class="card" style="margin-top:20px"><h3>Where it errs</h3><div class="scroll" tabindex="0" role="region" aria-label="confusion matrix"><table class="confusion"><caption>{{ m.n }} held-out products: a row is the true label, a column what the network said. The shade is the share of the row.</caption>
+{% if classifier.confusion %}{% set m = classifier.confusion %}<div class="card" style="margin-top:20px"><h3>Where it errs</h3>
+<p class="soft">{{ m.n }} held-out products: a row is the true label, a column what the network said. The shade is the share of the row.</p>
+<div class="scroll" tabindex="0" role="region" aria-label="confusion matrix"><table class="confusion">
 <thead><tr><td></td>{% for label in m.labels %}<th scope="col">{{ label }}</th>{% endfor %}<th scope="col">found</th></tr></thead><tbody>
-{% for row in m.rows %}{% set i = loop.index0 %}<tr><th scope="row">{{ m.labels[i] }}</th>{% for count, share in row %}<td class="{% if loop.index0 == i %}hit{% endif %}{% if share > 0.55 %} dark{% endif %}" style="background:rgba(var(--shade),{{ share }})">{{ count }}</td>{% endfor %}<td class="soft">{{ m.recall[i] }}</td></tr>{% endfor %}
+{% for row in m.rows %}{% set i = loop.index0 %}<tr><th scope="row">{{ m.labels[i] }}</th>{% for count, share in row %}
+<td class="{% if loop.index0 == i %}hit{% endif %}{% if share > 0.55 %} dark{% endif %}" style="background:rgba(var(--shade),{{ share }})">{{ count }}</td>
+{% endfor %}<td class="soft">{{ m.recall[i] }}</td></tr>{% endfor %}
 </tbody></table></div></div>{% endif %}</section>{% endif %}
 """
 
+# %% ../nbs/11_report.ipynb #a629ac23
 _SIMILAR = """
 {% if heatmap %}<section id="similarity"><h2>How alike products are</h2>
-<p class="lead">Cosine similarity between the embeddings of a readable sample, sorted by label. Blocks along the diagonal are labels whose products look alike; bright squares beside it are labels the encoder takes for each other.</p>
-<div class="card{% if not heatmap.dark %} plain{% endif %}"><picture>{% if heatmap.dark %}<source media="(prefers-color-scheme: dark)" srcset="{{ heatmap.dark }}">{% endif %}<img src="{{ heatmap.light }}" alt="{{ heatmap.alt }}" style="margin:0 auto;max-height:760px"></picture></div></section>{% endif %}
+<p class="lead">Cosine similarity between the embeddings of a readable sample, sorted by label. Blocks along the diagonal are labels whose products look alike;
+bright squares beside it are labels the encoder takes for each other.</p>
+<div class="card{% if not heatmap.dark %} plain{% endif %}"><picture>{% if heatmap.dark %}<source media="(prefers-color-scheme: dark)" srcset="{{ heatmap.dark }}">
+{% endif %}<img src="{{ heatmap.light }}" alt="{{ heatmap.alt }}" style="margin:0 auto;max-height:760px"></picture></div></section>{% endif %}
 """
 
-# %% ../nbs/11_report.ipynb #368c07aa
+# %% ../nbs/11_report.ipynb #60b9ec79
 _MATCHES = """
-{% if answers|length > 1 %}<section id="matches"><h2>{% if answers[0].matches %}More photos, and what goes with them{% else %}More photos, and what looks like them{% endif %}</h2>
-{% if answers[0].matches %}<p class="lead">On top the photo and its nearest products, below it the best suggestions with their {{ score_name }}{% if threshold %}; from {{ threshold }} on a suggestion is <em>matching</em>, below it is <em>skip</em>, and the first that fell below is shown too{% endif %}.</p>{% endif %}
+{% if answers|length > 1 %}<section id="matches"><h2>{% if answers[0].matches %}More photos, and what goes with them{% else %}More photos, and what looks like
+them{% endif %}</h2>
+{% if answers[0].matches %}<p class="lead">On top the photo and its nearest products, below it the best suggestions with their
+{{ score_name }}{% if threshold %}; from {{ threshold }} on a suggestion is <em>matching</em>, below it is <em>skip</em>, and the first that fell below is
+shown too{% endif %}.</p>{% endif %}
 <div class="grid2">{% for a in answers[1:] %}<article class="card answer" aria-label="{{ a.query.title }}">{{ pic(a.query) }}
-<div><h3 class="cut">{{ a.query.title }}</h3>{{ nearest(a.nearest) }}</div>{% if a.matches %}{{ tiles(a.matches, titles=False) }}{% endif %}</article>{% endfor %}</div></section>{% endif %}
+<div><h3 class="cut">{{ a.query.title }}</h3>{{ nearest(a.nearest) }}</div>{% if a.matches %}{{ tiles(a.matches, titles=False) }}{% endif %}</article>{% endfor %}
+</div></section>{% endif %}
 """
 
+# %% ../nbs/11_report.ipynb #f0e2bb9c
 _SCORES = """
 {% if scoreboard or matching %}<section id="scores"><h2>The scoreboard</h2>
 {% if scoreboard %}<p class="lead">How much of the labels is in each encoder's vectors: found with training (MLP) and without (kMeans).</p>
-<div class="card scroll" tabindex="0" role="region" aria-label="scoreboard"><table><thead><tr>{% for c in scoreboard.columns %}<th scope="col"{% if not loop.first %} class="n"{% endif %}>{{ c }}</th>{% endfor %}</tr></thead><tbody>
-{% for row in scoreboard.rows %}{% set quoted = scoreboard.quoted[loop.index0] %}<tr>{% for cell in row %}{% if loop.first %}<th scope="row">{{ cell }}{% if quoted %} <span class="tag no">quoted</span>{% endif %}</th>{% else %}<td class="n">{{ cell }}</td>{% endif %}{% endfor %}</tr>{% endfor %}</tbody></table></div>
-<p class="soft" style="margin-top:10px">Quoted figures come from the original project's own catalogue (52,456 products); they stand beside ours for orientation, not as a measurement on the same data.</p>{% endif %}
+<div class="card scroll" tabindex="0" role="region" aria-label="scoreboard"><table><thead><tr>{% for c in scoreboard.columns %}
+<th scope="col"{% if not loop.first %} class="n"{% endif %}>{{ c }}</th>{% endfor %}</tr></thead><tbody>
+{% for row in scoreboard.rows %}{% set quoted = scoreboard.quoted[loop.index0] %}<tr>{% for cell in row %}{% if loop.first %}
+<th scope="row">{{ cell }}{% if quoted %} <span class="tag no">quoted</span>{% endif %}</th>{% else %}<td class="n">{{ cell }}</td>{% endif %}{% endfor %}
+</tr>{% endfor %}</tbody></table>
+</div>
+<p class="soft" style="margin-top:10px">Quoted figures come from the original project's own catalogue (52,456 products); they stand beside ours for
+orientation, not as a measurement on the same data.</p>{% endif %}
 {% if matching %}<h3 style="margin-top:26px">Does it find what was bought together?</h3>
-<p class="lead">A held-out pair that was bought together against one that was not, of the same category: how often is the true one scored higher (AUC)? Chance is 0.5, the thin line.{% if matching.n %} {{ matching.n }} pairs.{% endif %}</p>
-<div class="card scroll" tabindex="0" role="region" aria-label="matching scores"><table><thead><tr><th scope="col">scorer</th><th scope="col" class="n">AUC</th><th scope="col" class="n">95 % interval</th><th scope="col" style="width:38%">0.4 to 1</th></tr></thead><tbody>
-{% for r in matching.rows %}<tr><th scope="row">{{ r.name }}</th><td class="n">{% if r.value is none %}not measured{% else %}{{ "%.3f"|format(r.value) }}{% endif %}</td><td class="n">{% if r.low is not none %}{{ "%.3f"|format(r.low) }} to {{ "%.3f"|format(r.high) }}{% endif %}</td>
-<td>{% if r.at is not none %}<div class="track" aria-hidden="true"><u></u><i style="left:{{ r.from }}%;width:{{ r.to - r.from }}%"></i><b style="left:{{ r.at }}%"></b></div>{% endif %}</td></tr>{% endfor %}</tbody></table></div>{% endif %}</section>{% endif %}
+<p class="lead">A held-out pair that was bought together against one that was not, of the same category: how often is the true one scored higher (AUC)? Chance
+is 0.5, the thin line.{% if matching.n %} {{ matching.n }} pairs.{% endif %}</p>
+<div class="card scroll" tabindex="0" role="region" aria-label="matching scores"><table><thead><tr><th scope="col">scorer</th><th scope="col" class="n">AUC</th>
+<th scope="col" class="n">95 % interval</th><th scope="col" class="wide" style="width:38%">0.4 to 1</th></tr></thead><tbody>
+{% for r in matching.rows %}<tr><th scope="row">{{ r.name }}</th><td class="n">{% if r.value is none %}not measured{% else %}{{ "%.3f"|format(r.value) }}{% endif %}
+</td><td class="n">{% if r.low is not none %}{{ "%.3f"|format(r.low) }} to {{ "%.3f"|format(r.high) }}{% endif %}</td>
+<td class="wide">{% if r.at is not none %}<div class="track" aria-hidden="true"><u></u><i style="left:{{ r.from }}%;width:{{ r.to - r.from }}%"></i>
+<b style="left:{{ r.at }}%"></b></div>{% endif %}</td></tr>{% endfor %}</tbody></table></div>{% endif %}</section>{% endif %}
 """
 
-# %% ../nbs/11_report.ipynb #0c0eaf2b
+# %% ../nbs/11_report.ipynb #3bea61e4
 _REST = """
 {% if refused %}<section id="refused"><h2>Rows that were refused</h2>
-<p class="lead">{{ refused.n }} rows did not keep the contract. None of them vanished: each is in the quarantine with its reason.{% if dropped %} {{ dropped }} also_buy entries led outside the catalogue and were dropped.{% endif %}</p>
-<div class="card scroll"><table><thead><tr><th scope="col">reason</th><th scope="col" class="n">rows</th></tr></thead><tbody>{% for reason, n in refused.reasons %}<tr><th scope="row">{{ reason }}</th><td class="n">{{ n }}</td></tr>{% endfor %}</tbody></table>
-<details><summary>{% if refused.more %}The first {{ refused.rows|length }}{% else %}All{% endif %}, one by one</summary><div class="scroll" tabindex="0" role="region" aria-label="refused rows"><table><thead><tr><th scope="col">asin</th><th scope="col">reason</th><th scope="col">detail</th></tr></thead><tbody>{% for asin, reason, detail in refused.rows %}<tr><th scope="row">{{ asin }}</th><td>{{ reason }}</td><td>{{ detail }}</td></tr>{% endfor %}</tbody></table></div></details></div></section>{% endif %}
+<p class="lead">{{ refused.n }} rows did not keep the contract. None of them vanished: each is in the quarantine with its reason.{% if dropped %} {{ dropped }}
+also_buy entries led outside the catalogue and were dropped.{% endif %}</p>
+<div class="card scroll"><table><thead><tr><th scope="col">reason</th><th scope="col" class="n">rows</th></tr></thead><tbody>{% for reason, n in refused.reasons %}
+<tr><th scope="row">{{ reason }}</th><td class="n">{{ n }}</td></tr>{% endfor %}</tbody></table>
+<details><summary>{% if refused.more %}The first {{ refused.rows|length }}{% else %}All{% endif %}, one by one</summary>
+<div class="scroll" tabindex="0" role="region" aria-label="refused rows"><table class="long"><thead><tr><th scope="col">asin</th><th scope="col">reason</th>
+<th scope="col">detail</th></tr></thead><tbody>{% for asin, reason, detail in refused.rows %}<tr><th scope="row">{{ asin }}</th><td>{{ reason }}</td>
+<td>{{ detail }}</td></tr>{% endfor %}</tbody></table></div></details></div></section>{% endif %}
 {% if time %}<section id="time"><h2>Where the time went</h2><p class="lead">{{ time.total }} seconds in all.</p>
-<div class="card scroll"><table><thead><tr><th scope="col">stage</th><th scope="col" class="n">seconds</th><th scope="col" class="n">share</th><th scope="col" style="width:50%"><span class="soft">of the longest</span></th></tr></thead><tbody>{% for name, s, width, share in time.rows %}<tr><th scope="row">{{ name }}</th><td class="n">{{ s }}</td><td class="n">{{ share }}</td><td><span class="bar" style="width:{{ width }}%" aria-hidden="true"></span></td></tr>{% endfor %}</tbody></table></div></section>{% endif %}
+<div class="card scroll"><table><thead><tr><th scope="col">stage</th><th scope="col" class="n">seconds</th><th scope="col" class="n wide">share</th>
+<th scope="col" style="width:50%"><span class="soft">of the longest</span></th></tr></thead><tbody>{% for name, s, width, share in time.rows %}<tr>
+<th scope="row">{{ name }}</th><td class="n">{{ s }}</td><td class="n wide">{{ share }}</td><td><span class="bar" style="width:{{ width }}%" aria-hidden="true">
+</span></td></tr>{% endfor %}</tbody></table></div></section>{% endif %}
 <section id="yours"><h2>Now with your own catalogue</h2><p class="lead">This page comes out of every run. Pictures stay on your machine.</p>
-<div class="card">{% for sentence, command in commands %}<p style="margin-bottom:6px">{{ sentence }}</p><pre tabindex="0"><code>{{ command }}</code></pre>{% endfor %}</div></section>
-{% if left_out %}<section id="left-out"><h2>What was left out, and why</h2><ul>{% for sentence in left_out %}<li>{{ sentence }}</li>{% endfor %}</ul></section>{% endif %}
+<div class="card">{% for sentence, command in commands %}<p style="margin-bottom:6px">{{ sentence }}</p><pre tabindex="0"><code>{{ command }}</code></pre>
+{% endfor %}</div></section>
+{% if left_out %}<section id="left-out"><h2>What was left out, and why</h2><ul>{% for sentence in left_out %}<li>{{ sentence }}</li>{% endfor %}</ul></section>
+{% endif %}
 """
 
+# %% ../nbs/11_report.ipynb #9e6032ca
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="{{ policy }}">
@@ -600,16 +678,17 @@ _PAGE = """<!doctype html>
 {% endfor %}</body></html>
 """
 
-# %% ../nbs/11_report.ipynb #7783fd0d
+# %% ../nbs/11_report.ipynb #d6df15d8
 _TEMPLATES = {"macros": _MACROS, "header": _HEADER, "figures": _FIGURES, "map": _MAP_TEMPLATE, "matches": _MATCHES, "clusters": _CLUSTERS,
               "classifier": _CLASSIFIER, "similarity": _SIMILAR, "scores": _SCORES, "rest": _REST, "page": _PAGE}
 
 def _navigation(page:dict) -> list:
     "(anchor, name) of the sections that are there"
-    there = {"figures": ("Figures", True), "map": ("Map", page["map"]), "matches": ("Matches" if page["answers"] and page["answers"][0]["matches"] else "Look-alikes", len(page["answers"]) > 1),
-             "clusters": ("Clusters", page["curve"] or page["clusters"]), "classifier": ("Classifier", page["classifier"]), "similarity": ("Similarity", page["heatmap"]),
-             "scores": ("Scores", page["scoreboard"] or page["matching"]), "refused": ("Refused", page["refused"]), "time": ("Time", page["time"]), "yours": ("Your own", True),
-             "left-out": ("Left out", page["left_out"])}
+    matched = bool(page["answers"] and page["answers"][0]["matches"])
+    there = {"figures": ("Figures", True), "map": ("Map", page["map"]), "matches": ("Matches" if matched else "Look-alikes", len(page["answers"]) > 1),
+             "clusters": ("Clusters", page["curve"] or page["clusters"]), "classifier": ("Classifier", page["classifier"]),
+             "similarity": ("Similarity", page["heatmap"]), "scores": ("Scores", page["scoreboard"] or page["matching"]), "refused": ("Refused", page["refused"]),
+             "time": ("Time", page["time"]), "yours": ("Your own", True), "left-out": ("Left out", page["left_out"])}
     return [(anchor, name) for anchor, (name, shown) in there.items() if shown]
 
 def _field(thing, name:str):
@@ -627,7 +706,7 @@ def _introduction(results:dict) -> tuple:
     facts = [f"encoder {_field(encoder, 'name')}", f"weights sha256 {sha}" if sha else "", f"licence {_field(encoder, 'licence')}" if _field(encoder, "licence") else ""]
     return said, "Made by fitmatch. This page needs no network. " + ", ".join(f for f in facts if f) + "."
 
-# %% ../nbs/11_report.ipynb #7a1c439b
+# %% ../nbs/11_report.ipynb #960ce757
 def _page(
     results:dict, # checked results
 ) -> dict:
@@ -636,8 +715,8 @@ def _page(
     page = {"answers": _answers(results, pictures), "headlines": _headlines(results), "map": _map_section(results), "curve": _curve_section(results),
             "clusters": _cluster_section(results, pictures), "classifier": _classifier_section(results), "scoreboard": _scoreboard_section(results),
             "matching": _matching_section(results), "refused": _refused_section(results), "time": _time_section(results)}
-    labels = ", ".join(str(label) for label in catalogue.labels)
-    page["heatmap"] = None if results["heatmap"] is None else figure_picture(results["heatmap"], f"Heatmap of the cosine similarity between products, sorted by label ({labels})")
+    alt = f"Heatmap of the cosine similarity between products, sorted by label ({', '.join(map(str, catalogue.labels))})"
+    page["heatmap"] = None if results["heatmap"] is None else figure_picture(results["heatmap"], alt)
     there = {**page, "matches": bool(page["answers"]) and any(a["matches"] for a in page["answers"]), "seconds": page["time"]}
     page["left_out"] = _left_out(results, there)
     page["intro"], page["made_by"] = _introduction(results)
@@ -654,13 +733,14 @@ def report_html(
 ) -> str: # a whole HTML page
     "The report of a run as one self-contained page; raises `FitmatchError` for a key it does not know"
     page = _page(_checked_results(results))
-    scripts = [get_plotlyjs(), f"(function(){{{_MAP_JS}{_MAP_START}}})();"] if page["map"] else []
+    map_style, map_script = map_assets()
+    scripts = [get_plotlyjs(), map_script] if page["map"] else []
     hashes = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'" for script in scripts)
     policy = f"default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; script-src {hashes or repr('none')}; base-uri 'none'; form-action 'none'"
-    templates = Environment(loader=DictLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined)
-    return templates.get_template("page").render(page, policy=policy, style=Markup(_STYLE + _STYLE_PICTURES + _STYLE_NUMBERS + _MAP_CSS), scripts=[Markup(s) for s in scripts])
+    templates = Environment(loader=DictLoader(_TEMPLATES), autoescape=True, trim_blocks=True, undefined=StrictUndefined)
+    return templates.get_template("page").render(page, policy=policy, style=Markup(_STYLES + map_style), scripts=[Markup(s) for s in scripts])
 
-# %% ../nbs/11_report.ipynb #98c185c4
+# %% ../nbs/11_report.ipynb #c824994d
 def report(
     results:dict, # see the table at the top; only `catalogue` is required
     path,         # the HTML file to write

@@ -115,6 +115,7 @@ def test_nbdev_processes_every_page(copy):
     code = "from nbdev.serve import proc_nbs; print(proc_nbs(force=True, n_workers=0))"
     done = subprocess.run([sys.executable, "-c", code], cwd=copy/"nbs", env={**os.environ, "PYTHONPATH": str(copy)}, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
+    assert "imports and other code" not in done.stderr, "nbdev runs cells that mix imports with code: give the imports a cell of their own"
     made = {p.name for p in (copy/"_proc").rglob("*.ipynb")}
     assert {Path(n).name for n in NAMES} <= made
 
