@@ -6,6 +6,7 @@ Writes fitmatch-cnn.safetensors (16-bit) and fitmatch-cnn.json (recipe, figures,
 from --work, where pictures, views and the teacher's maps are kept too.
 """
 import argparse
+import hashlib
 import json
 import os
 import time
@@ -188,6 +189,8 @@ def main():
     a.add_argument("--batch-size", type=int, default=64)
     a.add_argument("--lr", type=float, default=3e-3)
     a.add_argument("--places", type=float, default=2., help="weight of the teacher's maps")
+    a.add_argument("--wardrobe", type=float, default=.5, help="weight of the wardrobe's label, silhouette, style and colour; half of it for the pattern")
+    a.add_argument("--start", type=Path, help="weights of an earlier run to start from")
     a.add_argument("--photo", type=float, default=1., help="weight of the photos' classes")
     a.add_argument("--threads", type=int, default=2)
     a.add_argument("--only-measure", action="store_true", help="measure the weights in --out and write nothing")
@@ -198,16 +201,20 @@ def main():
         return
     assert 0 not in args.wardrobes, "the wardrobe of seed 0 is for measuring"
     args.work.mkdir(parents=True, exist_ok=True)
+    recipe = {k: v for k, v in vars(args).items() if k not in ("data", "teacher", "out", "work", "start", "only_measure", "threads")}
+    if args.start: recipe["started_from"] = file_sha256(args.start)
+    run = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:8]  # another recipe never goes on from this one's checkpoint
     images, targets, maps = gather(args, MobileNetV1(args.teacher))
     started = time.time()
     torch.manual_seed(0)
+    network = load_encoder("fitmatch-cnn", args.start, "cpu").network if args.start else {"FashionNet": FashionNet, "FashionCNN": FashionCNN}[args.network]()
+    weights = {q: args.wardrobe for q in QUESTIONS} | {"pattern": args.wardrobe/2, "places": args.places, "photo": args.photo}
     network, history = train_encoder(
-        images, targets, maps, {"FashionNet": FashionNet, "FashionCNN": FashionCNN}[args.network](), size=args.size, epochs=args.epochs,
-        batch_size=args.batch_size, lr=args.lr, zoom=1, loss_weights=LOSS_WEIGHTS | {"places": args.places, "photo": args.photo},
-        checkpoint=args.work/f"{args.network}-{args.size}.checkpoint.safetensors")
+        images, targets, maps, network.requires_grad_(True), size=args.size, epochs=args.epochs,
+        batch_size=args.batch_size, lr=args.lr, zoom=1, loss_weights=weights,
+        checkpoint=args.work/f"{args.network}-{run}.checkpoint.safetensors")
     path = save_encoder(network, args.out/"fitmatch-cnn.safetensors", args.size, half=True)
     encoder = load_encoder("fitmatch-cnn", path)
-    recipe = {k: v for k, v in vars(args).items() if k not in ("data", "teacher", "out", "work", "only_measure", "threads")}
     notes = {"network": args.network, "input_size": args.size, "parameters": sum(p.numel() for p in network.parameters()),
              "multiplications": int(network_table(network, args.size).multiplications.sum()), "sha256": file_sha256(path), "bytes": path.stat().st_size,
              "pictures": {"photos": len(photos_of(args.data/"train")[0]), "views": len(images)}, "recipe": recipe,
@@ -216,8 +223,6 @@ def main():
     path.with_suffix(".json").write_text(json.dumps(notes, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(notes["figures"], indent=1))
 
-
-LOSS_WEIGHTS = {"label": .5, "silhouette": .5, "style": .5, "colour": .5, "pattern": .25}
 
 if __name__ == "__main__":
     main()

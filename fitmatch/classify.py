@@ -6,7 +6,7 @@
 __all__ = ['split_for_training', 'mlp', 'category_loss', 'CategoryClassifier', 'accuracy_interval', 'plot_history',
            'plot_confusion']
 
-# %% ../nbs/07_classify.ipynb #5459bc28
+# %% ../nbs/07_classify.ipynb #23fdb283
 import hashlib
 import json
 import warnings
@@ -36,7 +36,7 @@ from .catalogue import FitmatchError, writing
 from .encoders import pick_device
 from .explore import PALETTE
 
-# %% ../nbs/07_classify.ipynb #1822ff0f
+# %% ../nbs/07_classify.ipynb #bcf91566
 def _vectors(
     X,               # (n, d) numbers
     width:int|None=None, # d that the model was fitted on; None for any
@@ -67,7 +67,7 @@ def _labels(
     if len(kinds) > 1: raise FitmatchError(f"labels of several types ({', '.join(kinds)}): use one, y.astype(str)")
     return np.array(y.tolist())
 
-# %% ../nbs/07_classify.ipynb #d77e7513
+# %% ../nbs/07_classify.ipynb #a7a4ab7a
 def split_for_training(
     y,           # (n,) labels, none missing
     groups=None, # (n,) what must stay together; a missing value is a group of its own
@@ -88,7 +88,7 @@ def split_for_training(
                       "(too few products or groups to be on both sides)", stacklevel=2)
     return train, test
 
-# %% ../nbs/07_classify.ipynb #e17b2607
+# %% ../nbs/07_classify.ipynb #5c1d1856
 def _split_items(codes, counts, test_size, random_state):
     "The original project's split; labels of a single product are added to the training side"
     single = counts[codes] == 1
@@ -113,7 +113,7 @@ def _split_groups(codes, groups, test_size, random_state):
     if not held.any() or held.all(): raise ValueError("nothing is left on one of the sides")
     return np.flatnonzero(~held), np.flatnonzero(held)
 
-# %% ../nbs/07_classify.ipynb #54f8ff03
+# %% ../nbs/07_classify.ipynb #bd5509e5
 def _root(x:torch.Tensor, power:float) -> torch.Tensor: return x if power == 1 else x.sign()*x.abs()**power
 
 class _Input(nn.Module):
@@ -131,23 +131,22 @@ class _Dropout(nn.Module):
         if not self.training or not self.share: return x
         return x*(torch.rand(x.shape, generator=self.generator, device=x.device) >= self.share)/(1 - self.share)
 
-# %% ../nbs/07_classify.ipynb #db4e7e0d
+# %% ../nbs/07_classify.ipynb #11996fff
 def mlp(
     sizes:tuple,         # width of every layer, input and output included: (512, 64, 32, 7)
     dropout:float=0.,    # share of hidden numbers put to zero while training
     random_state:int=42, # seed of the weights
 ) -> nn.Sequential: # vectors in, logits out
-    "The original project's network, Glorot uniform weights and zero biases"
+    "The original project's network. Weights start uniform in ±1/√inputs (LeCun et al. 1998, §4.6), biases at zero"
     generator, layers = torch.Generator().manual_seed(random_state), []
     for n_in, n_out in pairwise(sizes):
         layer = nn.utils.skip_init(nn.Linear, n_in, n_out)  # nn.Linear would draw from the global generator
         nn.init.zeros_(layer.bias)
-        bound = (6/(n_in + n_out))**.5
-        with torch.no_grad(): layer.weight.uniform_(-bound, bound, generator=generator)
+        with torch.no_grad(): layer.weight.uniform_(-n_in**-.5, n_in**-.5, generator=generator)
         layers += [layer, nn.ReLU(), _Dropout(dropout)]
     return nn.Sequential(*layers[:-2])
 
-# %% ../nbs/07_classify.ipynb #321d5d3c
+# %% ../nbs/07_classify.ipynb #3e1ac47a
 def category_loss(
     logits:torch.Tensor,  # (n, c) outputs before softmax
     targets:torch.Tensor, # (n, c) one-hot, or softer
@@ -157,7 +156,7 @@ def category_loss(
     if loss == "categorical": return F.cross_entropy(logits, targets)
     return F.binary_cross_entropy(logits.softmax(1).clamp(1e-7, 1 - 1e-7), targets)  # the clamp is Keras' epsilon
 
-# %% ../nbs/07_classify.ipynb #8feb9018
+# %% ../nbs/07_classify.ipynb #901f824c
 class _Predictor:
     "What a fitted network answers"
     def _build(self, layers):
@@ -180,9 +179,10 @@ class _Predictor:
         X, # (n, d) embeddings
     ) -> np.ndarray: # (n,) labels
         "The most probable category of each product"
-        return self.classes_[self._logits(X).argmax(1).cpu().numpy()]
+        best = self._logits(X).argmax(1).cpu().numpy()
+        return self.classes_[best]
 
-# %% ../nbs/07_classify.ipynb #279b242d
+# %% ../nbs/07_classify.ipynb #f7d0ee3a
 def _model_files(path) -> tuple: # Path of the numbers, Path of the JSON
     path = str(path).removesuffix(".safetensors").removesuffix(".json")
     return Path(path + ".safetensors"), Path(path + ".json")
@@ -226,13 +226,13 @@ class _Stored:
     def _restored(self, tensors, note):
         self.classes_, self.encoder_, self.weights_sha256_ = np.array(note["classes"]), note["encoder"], note["weights_sha256"]
         self.mean_, self.scale_ = tensors["0.mean"].numpy(), tensors["0.scale"].numpy()
-        self.n_features_in_ = len(self.mean_)
+        self.n_features_in_, self.epochs_ = len(self.mean_), len(note["history"])
         self._build(mlp((self.n_features_in_, *self.hidden, len(self.classes_)), self.dropout))
         self.network_.load_state_dict(tensors)
         self.history_ = pd.DataFrame(note["history"], columns=["epoch", "loss", "accuracy", "val_loss", "val_accuracy"]).astype(dict(epoch=int) | dict.fromkeys(("loss", "accuracy", "val_loss", "val_accuracy"), float))
         return self
 
-# %% ../nbs/07_classify.ipynb #1bcc60e6
+# %% ../nbs/07_classify.ipynb #dc6da65f
 def _refuse_other_encoder(
     path, note, # the model's file and its JSON
     **wanted,   # encoder, weights_sha256: what it will be used with
@@ -242,13 +242,13 @@ def _refuse_other_encoder(
         if value is not None and note[name] != value:
             raise FitmatchError(f"{path} was trained with {name} {note[name] or 'not recorded'}, not {value}: embed with that one, or train a classifier anew")
 
-# %% ../nbs/07_classify.ipynb #5d72be6c
+# %% ../nbs/07_classify.ipynb #556ac8ad
 class CategoryClassifier(_Predictor, _Stored, ClassifierMixin, BaseEstimator):
     "A category for each embedding: the original project's network, trained with Adam on standardised inputs"
     def __init__(self,
         hidden:tuple=(64, 32), # widths of the hidden layers
         loss:str="categorical", # or "binary", the original project's: see `category_loss`
-        epochs:int=20,         # passes over the training products; the original project took 5
+        epochs:int|None=None,  # passes over the training products, 5 in the original project; default: 20, and up to 100 where fewer would make under 1,500 steps
         batch_size:int=32,     # products a step
         lr:float=1e-3,         # Adam's step size at the start
         lr_decay:bool=True,    # let the step size fall to zero along half a cosine; else it stays
@@ -273,31 +273,35 @@ class CategoryClassifier(_Predictor, _Stored, ClassifierMixin, BaseEstimator):
         y = _labels(y, len(X))
         self.classes_, codes = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2: raise FitmatchError(f"{len(X)} products with {len(self.classes_)} label: a classifier needs at least two labels to tell apart")
-        watched = None if X_val is None and y_val is None else (_vectors(X_val, X.shape[1]), self._codes(y_val, len(X_val)))
+        if (X_val is None) != (y_val is None): raise FitmatchError("X_val and y_val belong together: give both or neither")
+        watched = None if X_val is None else (_vectors(X_val, X.shape[1]), self._codes(y_val, len(X_val)))
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         scaler = StandardScaler().fit(_root(torch.from_numpy(X), self.power).numpy())
         self.mean_, self.scale_, self.n_features_in_ = scaler.mean_.astype(np.float32), scaler.scale_.astype(np.float32), X.shape[1]
         self._build(mlp((X.shape[1], *self.hidden, len(self.classes_)), self.dropout, seed))
+        self.epochs_ = self.epochs or int(np.clip(-(-1500//-(-len(X)//self.batch_size)), 20, 100))
         self.history_ = _train(self, X, codes, watched, seed)
         return self
 
     def _codes(self, y, n): # labels as positions in classes_
         y = _labels(y, n)
         unknown = np.setdiff1d(y, self.classes_)
-        if len(unknown): raise FitmatchError(f"held-out products have the label {unknown[0]!r}, which no training product has: see split_for_training")
+        if len(unknown): raise FitmatchError(f"held-out products have the label '{unknown[0]}', which no training product has: see split_for_training")
         return np.searchsorted(self.classes_, y)
 
-# %% ../nbs/07_classify.ipynb #e7aafebe
+# %% ../nbs/07_classify.ipynb #3922be1e
 def _check_parameters(model):
     "Raises `FitmatchError` for a parameter that makes no sense"
-    good = dict(hidden=all(isinstance(w, int) and w > 0 for w in model.hidden), loss=model.loss in ("categorical", "binary"), epochs=model.epochs >= 1,
-                batch_size=model.batch_size >= 1, lr=model.lr > 0, dropout=0 <= model.dropout < 1, label_smoothing=0 <= model.label_smoothing < 1, power=model.power > 0)
-    say = dict(hidden="widths, whole numbers from 1", loss="'categorical' or 'binary'", epochs="1 or more", batch_size="1 or more", lr="above 0",
-               dropout="0 or more, below 1", label_smoothing="0 or more, below 1", power="above 0")
-    for name, fine in good.items():
-        if not fine: raise FitmatchError(f"{name}={getattr(model, name)!r}: {name} must be {say[name]}")
+    rules = dict(hidden=("widths, whole numbers from 1", lambda v: all(isinstance(w, int) and w > 0 for w in v)), loss=("'categorical' or 'binary'", lambda v: v in ("categorical", "binary")),
+                 epochs=("1 or more", lambda v: v is None or v >= 1), batch_size=("1 or more", lambda v: v >= 1), lr=("above 0", lambda v: 0 < v < float("inf")),
+                 dropout=("0 or more, below 1", lambda v: 0 <= v < 1), label_smoothing=("0 or more, below 1", lambda v: 0 <= v < 1), power=("above 0", lambda v: 0 < v < float("inf")))
+    for name, (must, fine) in rules.items():
+        value = getattr(model, name)
+        try: good = fine(value)
+        except TypeError: good = False
+        if not good: raise FitmatchError(f"{name}={value!r}: {name} must be {must}")
 
-# %% ../nbs/07_classify.ipynb #e10e2db4
+# %% ../nbs/07_classify.ipynb #a99093a8
 def _train(
     model,   # a `CategoryClassifier` whose network_ is built
     X, codes, # (n, d) vectors and (n,) class numbers
@@ -312,10 +316,10 @@ def _train(
     for layer in network:
         if isinstance(layer, _Dropout): layer.generator = torch.Generator(device).manual_seed(seed)
     optimiser = torch.optim.Adam(network.parameters(), lr=model.lr)
-    steps = model.epochs*-(-len(x)//model.batch_size)
+    steps = model.epochs_*-(-len(x)//model.batch_size)
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps if model.lr_decay else 10**12)
     history = []
-    for epoch in range(1, model.epochs + 1):
+    for epoch in range(1, model.epochs_ + 1):
         network.train()
         for rows in torch.randperm(len(x), generator=order).to(device).split(model.batch_size):
             optimiser.zero_grad(set_to_none=True)
@@ -332,7 +336,7 @@ def _measured(model, X, codes):
     logits, codes = model._logits(X).cpu(), torch.from_numpy(codes)
     return category_loss(logits, F.one_hot(codes, len(model.classes_)).float(), model.loss).item(), (logits.argmax(1) == codes).double().mean().item()
 
-# %% ../nbs/07_classify.ipynb #7b6b428b
+# %% ../nbs/07_classify.ipynb #2e99ec73
 def accuracy_interval(
     y_true, # (n,) labels
     y_pred, # (n,) predicted labels
@@ -353,7 +357,7 @@ def accuracy_interval(
     low, high = np.quantile(drawn[:, 0]/drawn[:, 1], [(1 - level)/2, (1 + level)/2])
     return float(correct.mean()), float(low), float(high)
 
-# %% ../nbs/07_classify.ipynb #1aa9f667
+# %% ../nbs/07_classify.ipynb #a42e93b6
 def plot_history(
     history:pd.DataFrame, # `CategoryClassifier.history_`
 ) -> Figure:
@@ -369,11 +373,11 @@ def plot_history(
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylim(top=1)
     axes[1].set_ylim(bottom=0)
-    axes[0].legend(frameon=False, loc="lower right")
+    axes[0].legend(frameon=False)
     plt.close(fig)  # the notebook shows what is returned, once
     return fig
 
-# %% ../nbs/07_classify.ipynb #c310f0f1
+# %% ../nbs/07_classify.ipynb #91568303
 def plot_confusion(
     y_true, # (n,) labels
     y_pred, # (n,) predicted labels

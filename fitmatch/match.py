@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MATCH_COLUMNS', 'also_buy_rows', 'AlsoBuyMatcher', 'score_pairs', 'choose_threshold']
 
-# %% ../nbs/09_match.ipynb #8c075abc
+# %% ../nbs/09_match.ipynb #f77933b4
 import numpy as np
 import pandas as pd
 from sklearn.base import BaseEstimator
@@ -14,7 +14,7 @@ from sklearn.utils.validation import check_is_fitted
 from .catalogue import Catalogue, FitmatchError
 from .similar import NearestItems, normalise
 
-# %% ../nbs/09_match.ipynb #0136653b
+# %% ../nbs/09_match.ipynb #74b9d231
 def also_buy_rows(
     catalogue:Catalogue, # a clean catalogue
 ) -> list: # n int64 arrays: the rows that product i was bought with
@@ -22,7 +22,7 @@ def also_buy_rows(
     row = {asin: i for i, asin in enumerate(catalogue.products["asin"])}
     return [np.array([row[a] for a in targets], dtype=np.int64) for targets in catalogue.products["also_buy"]]
 
-# %% ../nbs/09_match.ipynb #b0f326ce
+# %% ../nbs/09_match.ipynb #796b417d
 def _first_allowed(
     similarity:np.ndarray, # (m, l) neighbours, best first
     index:np.ndarray,      # (m, l) their rows
@@ -34,7 +34,7 @@ def _first_allowed(
     take = lambda values: np.take_along_axis(values, order, axis=1)
     return take(similarity), np.where(take(banned), -1, take(index))
 
-# %% ../nbs/09_match.ipynb #bdce1d14
+# %% ../nbs/09_match.ipynb #126a3879
 def _expand(
     via:np.ndarray,     # (p,) rows of neighbours
     offsets:np.ndarray, # (n + 1,) where each product's targets begin
@@ -46,23 +46,15 @@ def _expand(
     step = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     return source, targets[offsets[via][source] + step]
 
-# %% ../nbs/09_match.ipynb #c9c99809
-MATCH_COLUMNS = ("query", "via", "match", "similarity", "score", "decision")
-
+# %% ../nbs/09_match.ipynb #b7b55f6e
 def _checked_for_matching(X, catalogue):
     "Refuses embeddings of another catalogue, and a catalogue without purchases"
     if len(X) != len(catalogue): raise FitmatchError(f"{len(X)} embeddings for {len(catalogue)} products: embed this catalogue")
     if not catalogue.n_edges():
         raise FitmatchError("this catalogue has no also_buy, so there is nothing to match by: give a source that says what was bought together")
 
-class AlsoBuyMatcher(BaseEstimator):
-    "The original project's rule: nearest products, what was bought with them, cosine, threshold"
-    def __init__(self,
-        n_neighbors:int=5,   # products looked up around a photo
-        threshold:float=0.5, # cosine from which on a pair is *matching*
-    ):
-        self.n_neighbors, self.threshold = n_neighbors, threshold
-
+class _Purchases(BaseEstimator):
+    "Products and purchases, and the nearest products of a photo"
     def fit(self,
         X:np.ndarray, # (n, d) embeddings of the products
         catalogue:Catalogue, # the same products, with their `also_buy`
@@ -71,8 +63,7 @@ class AlsoBuyMatcher(BaseEstimator):
         _checked_for_matching(X, catalogue)
         bought = also_buy_rows(catalogue)
         self.asins_ = catalogue.products["asin"].to_numpy(dtype=object)
-        groups = catalogue.products["group"] if "group" in catalogue.products else catalogue.products["asin"]
-        self.groups_ = pd.factorize(groups)[0]
+        self.groups_ = pd.factorize(catalogue.products["group" if "group" in catalogue.products else "asin"])[0]
         self.offsets_, self.targets_ = np.cumsum([0, *map(len, bought)]), np.concatenate(bought)
         self.X_, self.nearest_ = normalise(X), NearestItems(n_neighbors=min(self.n_neighbors, len(X))).fit(X)
         return self
@@ -88,15 +79,33 @@ class AlsoBuyMatcher(BaseEstimator):
         similarity, index = self.nearest_.kneighbors(Q, n_neighbors=min(self.n_neighbors + int(spare), len(self.X_)))
         return _first_allowed(similarity, index, self.groups_[index] == own[:, None], self.n_neighbors)
 
+    def _groups_of(self, queries, m) -> np.ndarray:
+        "(m,) group of each query that is a product, -1 for photos from outside"
+        if queries is None: return np.full(m, -1)
+        group = dict(zip(self.asins_, self.groups_))
+        return np.array([group.get(name, -1) for name in queries], dtype=np.int64)
+
+# %% ../nbs/09_match.ipynb #b02cfac7
+MATCH_COLUMNS = ("query", "via", "match", "similarity", "score", "decision")
+
+class AlsoBuyMatcher(_Purchases):
+    "The original project's rule: nearest products, what was bought with them, cosine, threshold"
+    def __init__(self,
+        n_neighbors:int=5,   # products looked up around a photo
+        threshold:float=0.5, # cosine from which on a pair is *matching*
+    ):
+        self.n_neighbors, self.threshold = n_neighbors, threshold
+
     def match(self,
         Q:np.ndarray, # (m, d) embeddings of photos
         queries=None, # (m,) names; a product's own asin keeps its group out of the answer
-    ) -> pd.DataFrame: # query, via, match, similarity, score, decision; queries in order, best score first
+    ) -> pd.DataFrame: # the columns `MATCH_COLUMNS`; queries in order, best score first
         "Every candidate of every photo, with its score and the neighbour it came through"
         table = self.match_rows(Q, queries)
         names = np.arange(len(Q)) if queries is None else np.asarray(queries, dtype=object)
-        return pd.DataFrame({"query": names[table["query"]], "via": self.asins_[table["via"]], "match": self.asins_[table["match"]],
-            "similarity": table["similarity"], "score": table["score"], "decision": np.where(table["score"] >= self.threshold, "matching", "skip")})
+        columns = (names[table["query"]], self.asins_[table["via"]], self.asins_[table["match"]], table["similarity"], table["score"],
+                   np.where(table["score"] >= self.threshold, "matching", "skip"))
+        return pd.DataFrame(dict(zip(MATCH_COLUMNS, columns)))
 
     def match_rows(self, Q, queries=None) -> pd.DataFrame:
         "As `match`, with row numbers for names and without the decision"
@@ -109,13 +118,7 @@ class AlsoBuyMatcher(BaseEstimator):
         table["score"] = np.einsum("ij,ij->i", normalise(Q)[table["query"]], self.X_[table["match"]])
         return table.sort_values(["query", "score", "match"], ascending=[True, False, True], kind="stable").reset_index(drop=True)
 
-    def _groups_of(self, queries, m) -> np.ndarray:
-        "(m,) group of each query that is a product, -1 for photos from outside"
-        if queries is None: return np.full(m, -1)
-        group = dict(zip(self.asins_, self.groups_))
-        return np.array([group.get(name, -1) for name in queries], dtype=np.int64)
-
-# %% ../nbs/09_match.ipynb #3d00e041
+# %% ../nbs/09_match.ipynb #d5a3f23f
 def score_pairs(
     matcher:AlsoBuyMatcher, # fitted
     Q:np.ndarray,           # (m, d) embeddings of photos
@@ -129,7 +132,7 @@ def score_pairs(
     score = pd.Series(table["score"].to_numpy(), index=table["query"].to_numpy()*n + table["match"].to_numpy())
     return score.reindex(np.asarray(query)*n + np.asarray(candidate)).fillna(-1.0).to_numpy()
 
-# %% ../nbs/09_match.ipynb #1b8427a6
+# %% ../nbs/09_match.ipynb #2bf6f9f4
 def choose_threshold(
     scores:np.ndarray, # (p,) scores of validation pairs
     truth:np.ndarray,  # (p,) whether each is a match

@@ -6,9 +6,11 @@
 __all__ = ['stage', 'claim_workspace', 'classify_stage', 'match_stage', 'example_matches', 'save_neighbours', 'run', 'demo',
            'n_clusters', 'summarise', 'match_photos', 'evaluate_images', 'judge_clusters']
 
-# %% ../nbs/13_pipeline.ipynb #f440eab7
+# %% ../nbs/13_pipeline.ipynb #42192dd2
 import json
+import sys
 import time
+import warnings
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -31,7 +33,7 @@ from .similar import NearestItems, heatmap
 from .sources import read_folder, read_source
 from .wardrobe import draw_wardrobe, match_probability
 
-# %% ../nbs/13_pipeline.ipynb #bbbfb95f
+# %% ../nbs/13_pipeline.ipynb #19368719
 @contextmanager
 def stage(
     seconds:dict, # {stage: seconds}, filled
@@ -44,7 +46,7 @@ def stage(
     yield
     seconds[name] = round(seconds.get(name, 0) + time.perf_counter() - begin, 3)
 
-# %% ../nbs/13_pipeline.ipynb #55a6c005
+# %% ../nbs/13_pipeline.ipynb #33c250b2
 def _run_notes(workspace:Path) -> dict:
     "What `run.json` says, empty when there is none"
     try: return json.loads((Path(workspace)/"run.json").read_text(encoding="utf-8"))
@@ -74,7 +76,7 @@ def _write_json(path:Path, notes:dict):
     "Writes a JSON file, whole or not at all"
     with writing(path) as partial: partial.write_text(json.dumps(notes, indent=1, ensure_ascii=False), encoding="utf-8")
 
-# %% ../nbs/13_pipeline.ipynb #b7b3e8d9
+# %% ../nbs/13_pipeline.ipynb #ade06413
 def classify_stage(
     catalogue:Catalogue, # products; those without a label are left aside
     X:np.ndarray,        # (n, d) embeddings
@@ -86,21 +88,23 @@ def classify_stage(
     y, groups = truth.to_numpy(dtype=object)[rows], _groups(catalogue)[rows]
     counts = pd.Series(y, dtype=object).value_counts()
     if len(counts) < 2: return f"the classifier is left out: it needs at least two labels, and the source has {len(counts)}"
-    if counts.min() < 2: return f"the classifier is left out: the label '{counts.idxmin()}' has a single product, and a held-out part needs at least two"
-    train, test = split_for_training(y, groups=groups, test_size=0.4, random_state=random_state)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try: train, test = split_for_training(y, groups=groups, test_size=0.4, random_state=random_state)
+        except FitmatchError as e: return f"the classifier is left out: {e}"
     model = CategoryClassifier(random_state=random_state).fit(X[rows][train], y[train], X[rows][test], y[test])
     predicted = model.predict(X[rows][test])
     low, high = accuracy_interval(y[test], predicted, groups=groups[test])[1:]
     confusion = pd.crosstab(pd.Categorical(y[test], model.classes_), pd.Categorical(predicted, model.classes_), dropna=False).to_numpy()
     return dict(model=model, accuracy=float((predicted == y[test]).mean()), low=float(low), high=float(high), confusion=(confusion, model.classes_),
-                majority=float(counts.max()/counts.sum()), held_out=len(test))
+                majority=float((y[test] == counts.idxmax()).mean()), held_out=len(test), notes=[str(w.message) for w in caught])
 
 def _groups(catalogue) -> np.ndarray:
     "(n,) group names; each product its own where none are known"
     products = catalogue.products
     return (products["group"] if "group" in products else products["asin"]).to_numpy(dtype=object)
 
-# %% ../nbs/13_pipeline.ipynb #bda58d11
+# %% ../nbs/13_pipeline.ipynb #d2c008dd
 def match_stage(
     catalogue:Catalogue, # products with their also_buy
     X:np.ndarray,        # (n, d) embeddings
@@ -121,7 +125,7 @@ def match_stage(
     threshold = choose_threshold(scores[reached], truth) if 0 < truth.sum() < len(truth) else 0.5
     return dict(threshold=threshold, table=evaluate_matching(test, scorers, random_state), leaks=find_leaks(training_part(catalogue, part), catalogue, part), part=part)
 
-# %% ../nbs/13_pipeline.ipynb #543bf12d
+# %% ../nbs/13_pipeline.ipynb #8ad1fd8a
 def example_matches(
     catalogue:Catalogue, # products with their also_buy
     X:np.ndarray,        # (n, d) embeddings
@@ -138,7 +142,7 @@ def example_matches(
     with_answer = [a for a in asins if a in set(matches["query"])]
     return matches[matches["query"].isin(with_answer)], near[near["query"].isin(with_answer) & (index.ravel() >= 0)]
 
-# %% ../nbs/13_pipeline.ipynb #9b03eff6
+# %% ../nbs/13_pipeline.ipynb #b8bdd975
 def save_neighbours(
     catalogue:Catalogue, # products
     X:np.ndarray,        # (n, d) embeddings
@@ -154,7 +158,7 @@ def save_neighbours(
                           "neighbour": asins[index.ravel()].tolist(), "similarity": similarity.ravel()}), path)
     return k
 
-# %% ../nbs/13_pipeline.ipynb #275be627
+# %% ../nbs/13_pipeline.ipynb #8df65c97
 def run(
     source:str|Path,       # a folder of pictures, an Indico layout or a catalogue file
     out:str|Path,          # the workspace; made when it is not there, continued when it is
@@ -175,10 +179,9 @@ def demo(
     "The whole way on the bundled wardrobe"
     return _run(lambda: draw_wardrobe(n_products), f"the drawn wardrobe, {n_products} products", Path(out), "fitmatch-cnn", None, progress, oracle=match_probability)
 
-# %% ../nbs/13_pipeline.ipynb #7a4c13f2
+# %% ../nbs/13_pipeline.ipynb #2e8d1a55
 def _say(progress:bool):
     "A printer to stderr, or silence"
-    import sys
     return (lambda line: print(line, file=sys.stderr, flush=True)) if progress else (lambda line: None)
 
 def _run(read, source:str, out:Path, encoder_name:str, weights, progress:bool, oracle=None) -> dict:
@@ -200,7 +203,7 @@ def _run(read, source:str, out:Path, encoder_name:str, weights, progress:bool, o
     found["scoreboard"] = _scoreboard(catalogue, encoder, found, seconds, progress)
     return _finish(catalogue, X, encoder, source, out, found, seconds, say)
 
-# %% ../nbs/13_pipeline.ipynb #c043c0a6
+# %% ../nbs/13_pipeline.ipynb #b34f3203
 def n_clusters(catalogue:Catalogue) -> int:
     "As many clusters as there are labels in use; the original project's seven when there are none"
     used = catalogue.products["ground_truth"].nunique()
@@ -223,7 +226,7 @@ def _analyse(catalogue, X, seconds, say, oracle) -> dict:
             found["examples"] = example_matches(catalogue, X, found["matcher"])
     return found
 
-# %% ../nbs/13_pipeline.ipynb #ae4709b8
+# %% ../nbs/13_pipeline.ipynb #5100d1cc
 def _scoreboard(catalogue, encoder, found, seconds, progress) -> pd.DataFrame:
     "MLP and kMeans accuracy of the encoder, of bare pixels, and of the original project"
     row = lambda name, classified, scores: {"encoder": name, "mlp": classified["accuracy"] if isinstance(classified, dict) else np.nan,
@@ -235,7 +238,7 @@ def _scoreboard(catalogue, encoder, found, seconds, progress) -> pd.DataFrame:
             rows.append(row("pixels (nothing learned)", classify_stage(catalogue, P), cluster_scores(cluster(P, k=found["k"]), catalogue.products["ground_truth"])))
     return scoreboard(rows)
 
-# %% ../nbs/13_pipeline.ipynb #80710e62
+# %% ../nbs/13_pipeline.ipynb #025718ac
 def _rule_first(table:pd.DataFrame) -> pd.DataFrame:
     "The rule above its baselines, as a reader expects it"
     return table.loc[["also-buy rule", *(name for name in table.index if name != "also-buy rule")]]
@@ -248,7 +251,7 @@ def _finish(catalogue, X, encoder, source, out, found, seconds, say) -> dict:
         save_neighbours(catalogue, X, out/"neighbours.parquet")
         if isinstance(classified, dict): classified["model"].save(out/"models"/"mlp", encoder=encoder.info.name, weights_sha256=encoder.weights_sha256)
     matches, near = found.get("examples", (None, None))
-    notes = [text for text in (classified, matched) if isinstance(text, str)]
+    notes = [text for text in (classified, matched) if isinstance(text, str)] + (classified["notes"] if isinstance(classified, dict) else [])
     results = dict(catalogue=catalogue, source=Path(source).name if Path(source).exists() else source, encoder=about, reduction=found["reduction"], clusters=found["clusters"], curve=found["curve"],
         cluster_scores=found["cluster_scores"], heatmap=found["heatmap"], scoreboard=found["scoreboard"], matches=matches, neighbours=near,
         matching=matched if isinstance(matched, str) else _rule_first(matched["table"]).to_dict("index"), seconds=seconds)
@@ -262,7 +265,7 @@ def _finish(catalogue, X, encoder, source, out, found, seconds, say) -> dict:
     _write_json(out/"run.json", summary)
     return summary
 
-# %% ../nbs/13_pipeline.ipynb #6cb239df
+# %% ../nbs/13_pipeline.ipynb #904dbfe4
 def summarise(catalogue, encoder, source, found, seconds, page, notes) -> dict:
     "The figures of a run as plain JSON values"
     classified, matched, scores = found["classified"], found["matched"], found["cluster_scores"] or {}
@@ -281,7 +284,7 @@ def _matching_summary(matched) -> dict:
     rule = rows.pop("also-buy rule")
     return dict(**rule, n=int(matched["table"]["n"].iloc[0]), threshold=matched["threshold"], negatives="same category", leaks=len(matched["leaks"]), baselines=rows)
 
-# %% ../nbs/13_pipeline.ipynb #8d59e7d3
+# %% ../nbs/13_pipeline.ipynb #977d9e3f
 def _workspace_encoder(workspace:Path, notes:dict) -> Encoder:
     "The encoder a workspace was made with; refused when its weights have changed"
     kept = workspace/"models"/"encoder.safetensors"
@@ -299,7 +302,7 @@ def _encode_photos(encoder, photos) -> tuple:
         else: good.append(str(photo))
     return (np.concatenate(vectors) if vectors else np.empty((0, encoder.info.dim), np.float32)), good, refused
 
-# %% ../nbs/13_pipeline.ipynb #3c4edee6
+# %% ../nbs/13_pipeline.ipynb #5889d4e8
 def match_photos(
     photos:list,          # paths of pictures
     workspace:str|Path,   # made by `run` or `demo`
@@ -321,7 +324,7 @@ def match_photos(
     matches = AlsoBuyMatcher(n_neighbors=k, threshold=threshold).fit(X, catalogue).match(Q, good) if good else pd.DataFrame()
     return dict(matches=matches, neighbours=near, refused=refused, threshold=threshold, note=None)
 
-# %% ../nbs/13_pipeline.ipynb #d21b63d7
+# %% ../nbs/13_pipeline.ipynb #f145b7db
 def _labelled(folder, progress) -> Catalogue:
     "The pictures of a folder that have a label"
     catalogue = check_images(read_folder(folder), progress=progress)
@@ -353,7 +356,7 @@ def evaluate_images(
         refused=learn.refused(), refused_test=judge.refused(), mlp_accuracy=float((predicted == z).mean()), mlp_interval=[float(low), float(high)],
         **kmeans, majority=float((z == pd.Series(y).mode()[0]).mean()), seconds=seconds)
 
-# %% ../nbs/13_pipeline.ipynb #9dcab613
+# %% ../nbs/13_pipeline.ipynb #91f52e86
 def judge_clusters(
     X:np.ndarray, # (n, d) embeddings to cluster
     y:np.ndarray, # (n,) their labels, for naming the clusters

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RESULTS', 'ORIGINAL', 'figure_picture', 'report_html', 'report']
 
-# %% ../nbs/11_report.ipynb #46613798
+# %% ../nbs/11_report.ipynb #718138fc
 import base64
 import copy
 import difflib
@@ -27,7 +27,7 @@ from .catalogue import Catalogue, FitmatchError, select, writing
 from .explore import catalogue_map, cluster_rows, cluster_summary, map_assets, map_html, sample_rows, thumbnails
 from .images import ImageRefused, data_uri, thumbnail
 
-# %% ../nbs/11_report.ipynb #2c1d1224
+# %% ../nbs/11_report.ipynb #ca643249
 RESULTS = ("catalogue", "title", "source", "encoder", "reduction", "clusters", "curve", "cluster_scores", "history", "confusion", "mlp_accuracy",
            "heatmap", "matches", "neighbours", "photos", "threshold", "score_name", "scoreboard", "matching", "seconds", "notes", "left_out", "commands")
 
@@ -42,7 +42,7 @@ def _checked_results(
     if not isinstance(results.get("catalogue"), Catalogue): raise FitmatchError("the report needs the catalogue: report({'catalogue': catalogue, …}, path)")
     return {key: results.get(key) for key in RESULTS}
 
-# %% ../nbs/11_report.ipynb #55d5c059
+# %% ../nbs/11_report.ipynb #c2d959a4
 class _Pictures:
     "Products by asin as the templates want them: asin, title, label, picture"
     def __init__(self, catalogue:Catalogue, photos:dict|None=None):
@@ -65,7 +65,7 @@ class _Pictures:
         cell = lambda column: None if at is None or pd.isna(value := self.catalogue.products[column].iat[at]) else str(value)
         return {"asin": str(asin), "title": cell("title") or str(asin), "label": cell("ground_truth"), "picture": self.uri(asin, size)}
 
-# %% ../nbs/11_report.ipynb #97299085
+# %% ../nbs/11_report.ipynb #751de719
 def _inked(
     figure:Figure, # left as it is
     ink:str,       # "#rrggbb" of texts, ticks and frames
@@ -95,7 +95,7 @@ def figure_picture(
     if isinstance(figure, bytes): return {"alt": alt, "light": data_uri(figure), "dark": None}
     return {"alt": alt, "light": data_uri(_inked(figure, "#1f1c19")), "dark": data_uri(_inked(figure, "#efeae2"))}
 
-# %% ../nbs/11_report.ipynb #0067ebc1
+# %% ../nbs/11_report.ipynb #8893b981
 def _chart(
     title:str,     # what is shown
     x,             # (m,) positions
@@ -116,7 +116,7 @@ def _chart(
     return {"title": title, "x_label": x_label, "lines": lines, "mark": None if mark is None else at_x(mark), "marked": mark,
             "x": [(at_x(t), f"{t:g}") for t in ticks_x], "y": [(at_y(t), f"{t:,.4g}") for t in ticks_y]}
 
-# %% ../nbs/11_report.ipynb #aadd4e10
+# %% ../nbs/11_report.ipynb #a20e9fe6
 def _number(
     value,       # a number, maybe missing
     digits:int=3,
@@ -126,6 +126,10 @@ def _number(
     if isinstance(value, (bool, np.bool_)): return "yes" if value else "no"
     if isinstance(value, (int, np.integer)): return f"{value:,}"
     return f"{value:.{digits}f}" if isinstance(value, (float, np.floating)) else str(value)
+
+def _count(n:int, what:str) -> str:
+    "1 row, 2 rows"
+    return f"{n:,} {what}" + "s"*(n != 1)
 
 def _percent(
     share,     # 0 to 1
@@ -146,7 +150,7 @@ def _estimate(
     known = low is not None and high is not None and np.isfinite(low) and np.isfinite(high)
     return {"value": float(value[0]), "low": float(low) if known else None, "high": float(high) if known else None}
 
-# %% ../nbs/11_report.ipynb #d055c3d3
+# %% ../nbs/11_report.ipynb #e66f61bc
 def _table(
     frame:pd.DataFrame, # its first column heads the rows
     digits:int=3,
@@ -185,7 +189,7 @@ def _answers(
                 "decision": str(m.decision), "via": pictures.product(m.via, 64), "number": number.get(m.via)} for m in own.itertuples()]})
     return answers
 
-# %% ../nbs/11_report.ipynb #d1c10919
+# %% ../nbs/11_report.ipynb #23ef1828
 def _headlines(
     results:dict, # checked results
 ) -> list: # dicts: value, name, detail
@@ -193,7 +197,7 @@ def _headlines(
     catalogue, reduction, seconds = results["catalogue"], results["reduction"], results["seconds"]
     spread = lambda e: f"95 % interval {e['low']:.2f} to {e['high']:.2f}" if e and e["low"] is not None else ""
     refused = len(catalogue.quarantine)
-    found = [{"value": f"{len(catalogue):,}", "name": "products", "detail": f"{refused:,} rows refused, each with its reason" if refused else "no row refused"}]
+    found = [{"value": f"{len(catalogue):,}", "name": "products", "detail": f"{_count(refused, 'row')} refused, each with its reason" if refused else "no row refused"}]
     if mlp := _estimate(results["mlp_accuracy"]):
         found.append({"value": f"{mlp['value']:.2f}", "name": "MLP accuracy", "detail": spread(mlp) or "on held-out products"})
     if scores := results["cluster_scores"]:
@@ -210,7 +214,7 @@ def _headlines(
         found.append({"value": f"{sum(seconds.values()):,.0f} s", "name": "the whole run", "detail": "from the source to this page" if len(seconds) < 2 else f"in {len(seconds)} stages"})
     return found
 
-# %% ../nbs/11_report.ipynb #1604debf
+# %% ../nbs/11_report.ipynb #4bee3a22
 def _map_section(
     results:dict, # checked results
     most:int=5000, # products with a picture; more are sampled
@@ -243,7 +247,7 @@ def _cluster_section(
     scores = results["cluster_scores"]
     return {"cards": cards, "scores": {"accuracy": _percent(scores["accuracy"]), "ari": f"{scores['ari']:.3f}", "nmi": f"{scores['nmi']:.3f}"} if scores else None}
 
-# %% ../nbs/11_report.ipynb #dc6257c3
+# %% ../nbs/11_report.ipynb #7ad552b5
 def _curve_section(results:dict) -> dict|None:
     "The curves by which the number of clusters is chosen"
     curve, clusters = results["curve"], results["clusters"]
@@ -276,7 +280,7 @@ def _confusion(
     return {"labels": [str(label) for label in labels], "n": f"{int(matrix.sum()):,}",
             "rows": [[(int(count), round(float(s), 2)) for count, s in zip(*row)] for row in zip(matrix, share)], "recall": [_percent(s, 0) for s in np.diag(share)]}
 
-# %% ../nbs/11_report.ipynb #3d2da935
+# %% ../nbs/11_report.ipynb #b4af1812
 ORIGINAL = {"encoder": "img2vec ResNet-18, the original project", "mlp": .83, "kmeans": .24, "quoted": True}
 
 def _scoreboard_section(results:dict) -> dict|None:
@@ -284,8 +288,8 @@ def _scoreboard_section(results:dict) -> dict|None:
     board = results["scoreboard"]
     if board is None or not len(board): return None
     board = board if "encoder" in board else board.rename_axis("encoder").reset_index()
-    quoted = board["quoted"].fillna(False).astype(bool).tolist() if "quoted" in board else [False]*len(board)
-    if not any(quoted): board, quoted = pd.concat([board, pd.DataFrame([ORIGINAL])], ignore_index=True), quoted + [True]
+    quoted = [q is True or q == 1 for q in board["quoted"]] if "quoted" in board else [False]*len(board)
+    if not any(quoted): board, quoted = pd.DataFrame([*board.to_dict("records"), ORIGINAL]), quoted + [True]
     columns = ["encoder"] + [c for c in board.columns if c not in ("encoder", "quoted")]
     names = {"encoder": "encoder", "mlp": "MLP accuracy", "kmeans": "kMeans accuracy"}
     table = _table(board[columns].astype(object).where(board[columns].notna(), None).rename(columns=names), digits=2)
@@ -303,13 +307,13 @@ def _matching_section(results:dict) -> dict|None:
         row["from"], row["to"] = (place(row["low"]), place(row["high"])) if row["low"] is not None else (row["at"], row["at"])
     return {"rows": rows, "n": next((f"{int(row['n']):,}" for row in rows if row["n"]), None)}
 
-# %% ../nbs/11_report.ipynb #00615ef3
+# %% ../nbs/11_report.ipynb #9f93d743
 def _refused_section(results:dict, most:int=200) -> dict|None:
     "Refused rows by reason, and the first of them one by one"
     quarantine = results["catalogue"].quarantine
     if not len(quarantine): return None
     text = quarantine.astype(object).where(quarantine.notna(), "")
-    return {"reasons": [(str(reason), f"{count:,}") for reason, count in text["reason"].value_counts().items()], "n": f"{len(text):,}", "more": len(text) > most,
+    return {"reasons": [(str(reason), f"{count:,}") for reason, count in text["reason"].value_counts().items()], "n": _count(len(text), "row"), "more": len(text) > most,
             "rows": [(str(r.asin) or "none", str(r.reason), str(r.detail)) for r in text.head(most).itertuples()]}
 
 def _time_section(results:dict) -> dict|None:
@@ -319,10 +323,10 @@ def _time_section(results:dict) -> dict|None:
     longest, total = max(seconds.values()) or 1, sum(seconds.values())
     return {"total": f"{total:,.1f}", "rows": [(str(name), f"{s:,.1f}", round(100*s/longest, 1), _percent(s/(total or 1), 0)) for name, s in seconds.items()]}
 
-# %% ../nbs/11_report.ipynb #cca52c94
+# %% ../nbs/11_report.ipynb #f73adb9d
 _LEFT_OUT = {"map": "The map is left out: the embeddings were not reduced.", "curve": "The choice of the number of clusters is left out: no curve was computed.",
     "clusters": "The clusters are left out: none were computed.", "classifier": "The classifier is left out: it was not trained.",
-    "heatmap": "The similarity heatmap is left out: it was not drawn.", "matches": "Matches are left out: nothing was asked for, or the source has no also_buy.",
+    "heatmap": "The similarity heatmap is left out: it was not drawn.", "matches": "Matches are left out: nothing was asked for.",
     "scoreboard": "The scoreboard is left out: no encoder was scored.", "matching": "The matching score is left out: it was not measured.",
     "seconds": "Times are left out: they were not taken."}
 
@@ -331,21 +335,27 @@ _COMMANDS = [("A folder of pictures; the names of its sub-folders become the lab
     ("Then ask what goes with a photo:", "fitmatch match photo.jpg --workspace my-workspace -k 5"),
     ("See which encoder suits your pictures, on a folder it has not seen:", "fitmatch evaluate images --train train --test test --encoder resnet18")]
 
-def _left_out(results:dict, sections:dict) -> list:
-    "A sentence for every section that is not there, then the caller's notes"
-    own = dict(results["left_out"] or {})
-    if isinstance(results["matching"], str): own.setdefault("matching", results["matching"])
-    sentences = [own[name] if own.get(name) else default for name, default in _LEFT_OUT.items() if not sections[name]]
-    return list(dict.fromkeys(s[:1].upper() + s[1:] for s in map(str, [*sentences, *(results["notes"] or [])]) if s))
+def _reasons(
+    results:dict, # checked results
+) -> dict: # {section: sentence}
+    "Why each section is left out: the caller's sentence or the default one; a reason for matching serves for matches too"
+    own = {name: text for name, text in (results["left_out"] or {}).items() if text}
+    if isinstance(results["matching"], str): own = {"matching": results["matching"], "matches": results["matching"], **own}
+    sentence = lambda text: text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
+    return {name: sentence(str(own.get(name, default))) for name, default in _LEFT_OUT.items()}
 
-# %% ../nbs/11_report.ipynb #8c4d5c08
+def _left_out(results:dict, sections:dict) -> list:
+    "A sentence for every section that is not there, each once, then the caller's notes"
+    return list(dict.fromkeys([text for name, text in _reasons(results).items() if not sections[name]] + [str(note) for note in results["notes"] or []]))
+
+# %% ../nbs/11_report.ipynb #afc51957
 _STYLE = """
 :root{color-scheme:light dark;--paper:#faf7f2;--card:#fff;--ink:#1f1c19;--soft:#665f57;--line:#e5ded4;--accent:#0b5f93;--good:#00573f;--goodbg:#d9f0e6;--skipbg:#efeae2;--c1:#0072B2;--c2:#C14F00;--shade:0,114,178}
 @media(prefers-color-scheme:dark){:root{--paper:#151412;--card:#1f1d1a;--ink:#efeae2;--soft:#aaa298;--line:#3a3631;--accent:#7cc3ee;--good:#8fe6c6;--goodbg:#15392e;--skipbg:#2d2a26;--c1:#56B4E9;--c2:#E69F00;--shade:86,180,233}}
 *{box-sizing:border-box}
 html{scroll-behavior:smooth;scroll-padding-top:64px;-webkit-text-size-adjust:100%}
 @media(prefers-reduced-motion:reduce){html{scroll-behavior:auto}}
-body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.6 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
+body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.6 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif;overflow-wrap:anywhere}
 main,header .in,footer .in{max-width:1120px;margin:0 auto;padding:0 20px}
 h1,h2{font-family:"Iowan Old Style","Palatino Linotype",Palatino,"Book Antiqua",Georgia,serif;font-weight:600;letter-spacing:-.01em;line-height:1.12;text-wrap:balance}
 h1{font-size:clamp(34px,6vw,60px);margin:.1em 0 .25em}
@@ -372,7 +382,7 @@ footer{margin-top:60px;border-top:1px solid var(--line);padding:26px 0 44px;colo
 @media print{nav,.fm-map{display:none}section{break-inside:avoid}}
 """
 
-# %% ../nbs/11_report.ipynb #65275b28
+# %% ../nbs/11_report.ipynb #1470d22a
 _STYLE_PICTURES = """
 header{padding:44px 0 34px}
 .pic{aspect-ratio:1;border-radius:12px;overflow:hidden;background:var(--skipbg);display:flex;align-items:center;justify-content:center;color:var(--soft);font-size:12px;text-align:center;position:relative}
@@ -381,7 +391,7 @@ figure{margin:0;min-width:0}
 figcaption{font-size:14px;line-height:1.35;margin-top:6px;overflow-wrap:anywhere}
 .cut{display:-webkit-box;-webkit-line-clamp:2;-webkit-box-orient:vertical;overflow:hidden}
 .step{font-size:13px;letter-spacing:.05em;text-transform:uppercase;color:var(--soft);margin:0 0 10px;font-weight:600}
-.hero{display:grid;grid-template-columns:minmax(0,350px) minmax(0,140px) minmax(0,1fr);gap:34px;margin-top:30px;align-items:start}
+.hero{display:grid;grid-template-columns:minmax(0,3.3fr) 136px minmax(0,4fr);gap:32px;margin-top:30px;align-items:start}
 .hero .near{display:grid;gap:10px;margin:0;padding:0;list-style:none}
 .hero .near figure{display:grid;grid-template-columns:80px 1fr;gap:10px;align-items:center}
 .hero .near figcaption{margin:0}
@@ -395,6 +405,9 @@ figcaption{font-size:14px;line-height:1.35;margin-top:6px;overflow-wrap:anywhere
 .no-match>.pic>img:first-child{filter:saturate(.3);opacity:.7}
 .score{font-variant-numeric:tabular-nums;font-weight:600}
 .soft{color:var(--soft)}
+.hero.alike{grid-template-columns:minmax(0,3.3fr) minmax(0,5.9fr)}
+.hero.alike .near{grid-template-columns:repeat(3,minmax(0,1fr));gap:16px}
+.hero.alike .near figure{grid-template-columns:1fr;gap:5px}
 .mosaic{display:grid;grid-template-columns:repeat(auto-fill,minmax(104px,1fr));gap:12px;margin-top:28px}
 .answer{display:grid;gap:14px;grid-template-columns:112px minmax(0,1fr)}
 .answer .near{display:grid;grid-template-columns:repeat(5,minmax(0,1fr));gap:7px;margin:0;padding:0;list-style:none}
@@ -404,10 +417,10 @@ figcaption{font-size:14px;line-height:1.35;margin-top:6px;overflow-wrap:anywhere
 .answer .num{min-width:18px;height:18px;line-height:18px;font-size:11.5px;left:3px;top:3px}
 """
 
-# %% ../nbs/11_report.ipynb #87eef65b
+# %% ../nbs/11_report.ipynb #3f2c3076
 _STYLE_PHONE = """
-@media(max-width:860px){
- .hero{grid-template-columns:1fr;gap:26px}
+@media(max-width:720px){
+ .hero,.hero.alike{grid-template-columns:1fr;gap:26px}
  .hero .near{grid-template-columns:repeat(5,minmax(0,1fr))}
  .hero .near figure{grid-template-columns:1fr;gap:3px}
  .hero .near figcaption{text-align:center}
@@ -423,7 +436,7 @@ _STYLE_PHONE = """
 }
 """
 
-# %% ../nbs/11_report.ipynb #055072f0
+# %% ../nbs/11_report.ipynb #d5b9715b
 _STYLE_NUMBERS = """
 .figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:1px;background:var(--line);border:1px solid var(--line);border-radius:16px;overflow:hidden;margin:0}
 .figures div{background:var(--card);padding:18px 18px 16px;display:flex;flex-direction:column}
@@ -450,7 +463,7 @@ tbody th{font-weight:600}
 @media(prefers-color-scheme:dark){.confusion td.dark{color:#10100f}}
 """
 
-# %% ../nbs/11_report.ipynb #13e56aeb
+# %% ../nbs/11_report.ipynb #0a45e4e1
 _STYLE_CHARTS = """
 .track{position:relative;height:26px;min-width:140px;border-radius:6px;background:var(--skipbg)}
 .track u{position:absolute;left:16.67%;top:0;bottom:0;border-left:1px solid var(--soft)}
@@ -476,22 +489,22 @@ summary{cursor:pointer;color:var(--accent);font-size:14.5px;padding:4px 0}
 .meter i{display:block;height:100%;background:var(--c1)}
 pre{background:var(--skipbg);border-radius:10px;padding:12px 14px;overflow-x:auto;margin:0 0 18px;font:14px/1.5 ui-monospace,Menlo,Consolas,monospace}
 .plain img{background:#fff;border-radius:10px;padding:8px}
-@media(max-width:640px){.wide{display:none}th,td{padding-right:10px}td.n,th.n{padding-right:10px}pre{white-space:pre-wrap;overflow-wrap:anywhere}.cluster{grid-template-columns:1fr;gap:9px}.cluster .row{grid-template-columns:repeat(5,minmax(0,1fr))}.figures{grid-template-columns:1fr 1fr}.figures .big{font-size:28px}.track{min-width:90px}}
+@media(max-width:640px){.wide{display:none}th,td{padding-right:10px}td.n,th.n{padding-right:10px}pre{white-space:pre-wrap;overflow-wrap:anywhere}.cluster{grid-template-columns:1fr;gap:9px}.cluster .row{grid-template-columns:repeat(5,minmax(0,1fr))}.figures div:last-child:nth-child(odd){grid-column:1/-1}.figures{grid-template-columns:1fr 1fr}.figures .big{font-size:28px}.track{min-width:90px}}
 """
 
-# %% ../nbs/11_report.ipynb #41e850f7
+# %% ../nbs/11_report.ipynb #0c11cbbc
 _STYLES = _STYLE + _STYLE_PICTURES + _STYLE_NUMBERS + _STYLE_CHARTS + _STYLE_PHONE
 
-# %% ../nbs/11_report.ipynb #ab3e6ebb
+# %% ../nbs/11_report.ipynb #74f8fd54
 _MACROS = """
 {%- macro pic(p, extra="", alt=None) -%}
 <div class="pic">{% if p.picture %}<img src="{{ p.picture }}" alt="{{ p.title if alt is none else alt }}" loading="lazy">{% else %}<span>no picture</span>
 {% endif %}{{ extra }}</div>
 {%- endmacro -%}
 {%- macro number(n) -%}{% if n %}<span class="num" aria-hidden="true">{{ n }}</span>{% endif %}{%- endmacro -%}
-{%- macro nearest(items) -%}
-<ol class="near">{% for p in items %}<li><figure title="{{ p.title }}">{{ pic(p, number(p.number)) }}<figcaption><span class="score">{{ p.similarity }}</span>
-</figcaption></figure></li>{% endfor %}</ol>
+{%- macro nearest(items, titles=False) -%}
+<ol class="near">{% for p in items %}<li><figure title="{{ p.title }}">{{ pic(p, number(p.number)) }}<figcaption>{% if titles %}
+<span class="cut">{{ p.title }}</span>{% endif %}<span class="score">{{ p.similarity }}</span></figcaption></figure></li>{% endfor %}</ol>
 {%- endmacro -%}
 {%- macro badge(m) -%}{% if m.matching %}<span class="tag yes">✓ {{ m.decision }}</span>{% else %}<span class="tag no">{{ m.decision }}</span>{% endif %}
 {%- endmacro -%}
@@ -523,35 +536,34 @@ _MACROS = """
 {%- endmacro -%}
 """
 
-# %% ../nbs/11_report.ipynb #a48590e4
+# %% ../nbs/11_report.ipynb #45ae967a
 _HEADER = """
 <header><div class="in">
 <p class="eyebrow">fitmatch report{% if source %} · {{ source }}{% endif %}</p>
 <h1>{{ title }}</h1>
 <p class="lead">{{ intro }}</p>
 {% if answers %}{% set a = answers[0] %}
-<div class="hero">
+<div class="hero{% if not a.matches %} alike{% endif %}">
 <div class="query"><p class="step">a photo</p><figure>{{ pic(a.query) }}<figcaption><strong class="cut">{{ a.query.title }}</strong>{% if a.query.label %}
 <span class="soft">{{ a.query.label }}</span>{% endif %}</figcaption></figure></div>
-<div><p class="step">looks like</p>{{ nearest(a.nearest) }}</div>
-<div>{% if a.matches %}<p class="step">and goes with</p>{{ tiles(a.matches) }}{% else %}<p class="step">goes with</p><p class="soft">{{ no_matches }}</p>{% endif %}
-</div>
+<div><p class="step">looks like</p>{{ nearest(a.nearest, not a.matches) }}</div>
+{% if a.matches %}<div><p class="step">and goes with</p>{{ tiles(a.matches) }}</div>{% endif %}
 </div>
 {% if a.matches %}<p class="soft" style="margin:22px 0 0">Read it from left to right: the photo's nearest products by cosine, numbered; what was bought with
 them; and the {{ score_name }} of the photo with each{% if threshold %}, <em>matching</em> from {{ threshold }} on{% endif %}. The small round picture is the
-neighbour a suggestion came through.</p>{% endif %}
+neighbour a suggestion came through.</p>{% elif no_matches %}<p class="soft" style="margin:22px 0 0">The photo's nearest products by cosine. {{ no_matches }}</p>{% endif %}
 {% else %}<div class="mosaic">{% for p in mosaic %}<figure title="{{ p.title }}">{{ pic(p) }}</figure>{% endfor %}</div>{% endif %}
 </div></header>
 <nav aria-label="sections"><ul>{% for id, name in nav %}<li><a href="#{{ id }}">{{ name }}</a></li>{% endfor %}</ul></nav>
 """
 
-# %% ../nbs/11_report.ipynb #c7d8f284
+# %% ../nbs/11_report.ipynb #33100cf1
 _FIGURES = """
 <section id="figures"><h2>In figures</h2><dl class="figures">{% for f in headlines %}<div><dt>{{ f.name }}</dt><dd class="big">{{ f.value }}</dd>
 <dd class="soft">{{ f.detail }}</dd></div>{% endfor %}</dl></section>
 """
 
-# %% ../nbs/11_report.ipynb #d6a73e85
+# %% ../nbs/11_report.ipynb #c1007b6d
 _MAP_TEMPLATE = """
 {% if map %}<section id="map"><h2>The map of the catalogue</h2>
 <p class="lead">Each dot is a product; near dots look alike to the encoder. Point at one to see it, click or tap to pin it{% if not map.flat %}, drag to
@@ -562,7 +574,7 @@ embeddings from them loses the rest (relative reconstruction error {{ map.error 
 near may not be.</p></section>{% endif %}
 """
 
-# %% ../nbs/11_report.ipynb #1fceca65
+# %% ../nbs/11_report.ipynb #1156e205
 _CLUSTERS = """
 {% if curve or clusters %}<section id="clusters"><h2>What falls into groups by itself</h2>
 <p class="lead">kMeans groups products by their pictures alone, without seeing a label.{% if clusters and clusters.scores %} Each cluster given one label, no
@@ -580,7 +592,7 @@ clusters are shown below.{% endif %}</p>
 <p class="soft" style="margin-top:12px">Ten products of each, drawn at random: a mixed cluster looks mixed.</p>{% endif %}</section>{% endif %}
 """
 
-# %% ../nbs/11_report.ipynb #e73fba20
+# %% ../nbs/11_report.ipynb #63cacd92
 _CLASSIFIER = """
 {% if classifier %}<section id="classifier"><h2>Learning the labels</h2>
 <p class="lead">A small network (MLP) learns the label from the embedding.{% if classifier.accuracy %} On products it never saw it is right in
@@ -598,7 +610,7 @@ _CLASSIFIER = """
 </tbody></table></div></div>{% endif %}</section>{% endif %}
 """
 
-# %% ../nbs/11_report.ipynb #a629ac23
+# %% ../nbs/11_report.ipynb #a92c9758
 _SIMILAR = """
 {% if heatmap %}<section id="similarity"><h2>How alike products are</h2>
 <p class="lead">Cosine similarity between the embeddings of a readable sample, sorted by label. Blocks along the diagonal are labels whose products look alike;
@@ -607,7 +619,7 @@ bright squares beside it are labels the encoder takes for each other.</p>
 {% endif %}<img src="{{ heatmap.light }}" alt="{{ heatmap.alt }}" style="margin:0 auto;max-height:760px"></picture></div></section>{% endif %}
 """
 
-# %% ../nbs/11_report.ipynb #60b9ec79
+# %% ../nbs/11_report.ipynb #cd0322f5
 _MATCHES = """
 {% if answers|length > 1 %}<section id="matches"><h2>{% if answers[0].matches %}More photos, and what goes with them{% else %}More photos, and what looks like
 them{% endif %}</h2>
@@ -619,7 +631,7 @@ shown too{% endif %}.</p>{% endif %}
 </div></section>{% endif %}
 """
 
-# %% ../nbs/11_report.ipynb #f0e2bb9c
+# %% ../nbs/11_report.ipynb #dc8f65a0
 _SCORES = """
 {% if scoreboard or matching %}<section id="scores"><h2>The scoreboard</h2>
 {% if scoreboard %}<p class="lead">How much of the labels is in each encoder's vectors: found with training (MLP) and without (kMeans).</p>
@@ -642,10 +654,10 @@ is 0.5, the thin line.{% if matching.n %} {{ matching.n }} pairs.{% endif %}</p>
 <b style="left:{{ r.at }}%"></b></div>{% endif %}</td></tr>{% endfor %}</tbody></table></div>{% endif %}</section>{% endif %}
 """
 
-# %% ../nbs/11_report.ipynb #3bea61e4
+# %% ../nbs/11_report.ipynb #e2d9ccc5
 _REST = """
 {% if refused %}<section id="refused"><h2>Rows that were refused</h2>
-<p class="lead">{{ refused.n }} rows did not keep the contract. None of them vanished: each is in the quarantine with its reason.{% if dropped %} {{ dropped }}
+<p class="lead">{{ refused.n }} did not keep the contract. None of them vanished: each is in the quarantine with its reason.{% if dropped %} {{ dropped }}
 also_buy entries led outside the catalogue and were dropped.{% endif %}</p>
 <div class="card scroll"><table><thead><tr><th scope="col">reason</th><th scope="col" class="n">rows</th></tr></thead><tbody>{% for reason, n in refused.reasons %}
 <tr><th scope="row">{{ reason }}</th><td class="n">{{ n }}</td></tr>{% endfor %}</tbody></table>
@@ -665,7 +677,7 @@ also_buy entries led outside the catalogue and were dropped.{% endif %}</p>
 {% endif %}
 """
 
-# %% ../nbs/11_report.ipynb #9e6032ca
+# %% ../nbs/11_report.ipynb #53d7d20d
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="{{ policy }}">
@@ -678,7 +690,7 @@ _PAGE = """<!doctype html>
 {% endfor %}</body></html>
 """
 
-# %% ../nbs/11_report.ipynb #d6df15d8
+# %% ../nbs/11_report.ipynb #b86be56f
 _TEMPLATES = {"macros": _MACROS, "header": _HEADER, "figures": _FIGURES, "map": _MAP_TEMPLATE, "matches": _MATCHES, "clusters": _CLUSTERS,
               "classifier": _CLASSIFIER, "similarity": _SIMILAR, "scores": _SCORES, "rest": _REST, "page": _PAGE}
 
@@ -699,14 +711,14 @@ def _introduction(results:dict) -> tuple:
     "What was read and with which encoder: a sentence for the top, a line for the foot"
     encoder, catalogue = results["encoder"], results["catalogue"]
     labels = catalogue.products["ground_truth"].nunique()
-    said = f"{len(catalogue):,} products" + (f" with {labels} labels" if labels else "")
+    said = _count(len(catalogue), "product") + (f" with {_count(labels, 'label')}" if labels else "")
     if encoder is None: return f"{said}.", "Made by fitmatch. This page needs no network."
     dim, sha = _field(encoder, "dim"), _field(encoder, "weights_sha256")
     said += f", each picture read by {_field(encoder, 'name')}" + (f" as {dim:,} numbers." if dim else ".")
     facts = [f"encoder {_field(encoder, 'name')}", f"weights sha256 {sha}" if sha else "", f"licence {_field(encoder, 'licence')}" if _field(encoder, "licence") else ""]
     return said, "Made by fitmatch. This page needs no network. " + ", ".join(f for f in facts if f) + "."
 
-# %% ../nbs/11_report.ipynb #960ce757
+# %% ../nbs/11_report.ipynb #016a6407
 def _page(
     results:dict, # checked results
 ) -> dict:
@@ -721,9 +733,8 @@ def _page(
     page["left_out"] = _left_out(results, there)
     page["intro"], page["made_by"] = _introduction(results)
     asins = catalogue.products["asin"]
-    own, default = results["left_out"] or {}, _LEFT_OUT["matches"]
-    page.update(title=results["title"] or "What goes with what", source=results["source"], commands=results["commands"] or _COMMANDS,
-        no_matches=own.get("matches") or default, score_name=results["score_name"] or "cosine", dropped=f"{catalogue.dropped_edges:,}" if catalogue.dropped_edges else None,
+    page.update(title=results["title"] or ("What goes with what" if there["matches"] else "What looks like what"), source=results["source"], commands=results["commands"] or _COMMANDS,
+        no_matches=_reasons(results)["matches"], score_name=results["score_name"] or "cosine", dropped=f"{catalogue.dropped_edges:,}" if catalogue.dropped_edges else None,
         threshold=None if results["threshold"] is None else f"{results['threshold']:.2f}",
         mosaic=[] if page["answers"] else [pictures.product(asins.iat[i], 144) for i in sample_rows(len(asins), 18)])
     return {**page, "nav": _navigation(page), "order": [name for name in _TEMPLATES if name not in ("macros", "header", "page")]}
@@ -740,7 +751,7 @@ def report_html(
     templates = Environment(loader=DictLoader(_TEMPLATES), autoescape=True, trim_blocks=True, undefined=StrictUndefined)
     return templates.get_template("page").render(page, policy=policy, style=Markup(_STYLES + map_style), scripts=[Markup(s) for s in scripts])
 
-# %% ../nbs/11_report.ipynb #c824994d
+# %% ../nbs/11_report.ipynb #586619dd
 def report(
     results:dict, # see the table at the top; only `catalogue` is required
     path,         # the HTML file to write

@@ -6,7 +6,7 @@
 __all__ = ['MOST_ENTRIES', 'normalise', 'cosine_similarity', 'similarity_blocks', 'NearestItems', 'sample_by_label', 'heatmap',
            'mean_similarity_by_label']
 
-# %% ../nbs/08_similar.ipynb #5a8b783b
+# %% ../nbs/08_similar.ipynb #1992e0da
 import hashlib
 from collections.abc import Iterator
 
@@ -24,7 +24,7 @@ from .catalogue import LABELS, FitmatchError
 from .encoders import pick_device
 from .explore import label_styles
 
-# %% ../nbs/08_similar.ipynb #7fbedba2
+# %% ../nbs/08_similar.ipynb #997b24b9
 def _vectors(
     X,                   # (n, d) numbers
     width:int|None=None, # d that they must have; None for any
@@ -51,7 +51,7 @@ _PAIR_NUMBERS = 2**21  # float64 numbers held at a time by the exact part: 16 MB
 
 def _slices(n, step): return (slice(i, min(i + step, n)) for i in range(0, n, step))
 
-# %% ../nbs/08_similar.ipynb #4069313a
+# %% ../nbs/08_similar.ipynb #874407d1
 def normalise(
     X, # (n, d) embeddings, finite and not zero
 ) -> np.ndarray: # (n, d) float32, every row of length 1
@@ -64,7 +64,7 @@ def _directions(X, lengths):
     for s in _slices(len(X), max(1, _PAIR_NUMBERS//X.shape[1])): out[s] = X[s]/lengths[s, None]  # in double precision, a piece at a time
     return out
 
-# %% ../nbs/08_similar.ipynb #277063f9
+# %% ../nbs/08_similar.ipynb #658bba72
 MOST_ENTRIES = 50_000_000
 
 def cosine_similarity(
@@ -78,7 +78,7 @@ def cosine_similarity(
                             "or ask NearestItems() for the best of each row")
     return np.concatenate([block for _, block in similarity_blocks(A, B)]) if n else np.empty((0, m), np.float32)
 
-# %% ../nbs/08_similar.ipynb #504ec999
+# %% ../nbs/08_similar.ipynb #d74fd9b9
 def similarity_blocks(
     A,      # (n, d) embeddings
     B=None, # (m, d) others; default: A itself
@@ -90,7 +90,7 @@ def similarity_blocks(
     # torch, not NumPy: `X @ X.T` there takes a path of threaded OpenBLAS that crashes on large tables (numpy/numpy#19685)
     for rows in _slices(len(A), block): yield rows, (A[rows] @ B.T).clamp_(-1, 1).numpy()
 
-# %% ../nbs/08_similar.ipynb #4eb3cd19
+# %% ../nbs/08_similar.ipynb #e75ee83a
 def _margin(
     d:int, # numbers a vector
 ) -> float: # 2e
@@ -122,7 +122,7 @@ def _best(
     keep = order[starts[:, None] + np.arange(k)]
     return cosines[keep], cols[keep]
 
-# %% ../nbs/08_similar.ipynb #956b77b6
+# %% ../nbs/08_similar.ipynb #09d772b4
 def _distinct(
     X:np.ndarray, # (n, d)
 ) -> tuple: # (u,) first row of each distinct vector, (n,) which one each row is
@@ -143,7 +143,55 @@ def _unfold(
     nth = np.arange(len(pair)) - np.repeat(np.cumsum(n_kept) - n_kept, n_kept)
     return _best(pair//which.shape[1], members[starts[which.ravel()[pair]] + nth], cosines.ravel()[pair], len(which), k)
 
-# %% ../nbs/08_similar.ipynb #f21b7fc5
+# %% ../nbs/08_similar.ipynb #1fc59564
+def _even_slices(
+    counts, # (n,) pairs in each row
+    most:int=2**19, # pairs in a slice, unless a single row has more
+) -> list: # slices of the rows
+    "Slices of rows with few enough pairs each, so that memory stays bounded when everything is close to everything"
+    cuts, total = [0], 0
+    for i, count in enumerate(counts):
+        if total and total + count > most: cuts, total = cuts + [i], 0
+        total += count
+    return [slice(*cut) for cut in zip(cuts, cuts[1:] + [len(counts)])]
+
+def _without_itself(
+    cosines, # (n, k + 1)
+    rows,    # (n, k + 1) row numbers
+) -> tuple: # (n, k) both
+    "Row i without i; where i is not among them (k + 1 copies come first), without the last"
+    keep = rows != np.arange(len(rows))[:, None]
+    keep[keep.all(axis=1), -1] = False
+    return cosines[keep].reshape(len(rows), -1), rows[keep].reshape(len(rows), -1)
+
+# %% ../nbs/08_similar.ipynb #99df2fae
+def _near(
+    items,      # a fitted `NearestItems`
+    Q, lengths, # a block of queries and their lengths
+    v:int,      # distinct vectors wanted of each
+) -> tuple: # (m, v) float64 cosines, (m, v) distinct vectors
+    "Candidates in single precision, the decision in double"
+    scores = torch.from_numpy(_directions(Q, lengths)).to(items.directions_.device) @ items.directions_.T
+    close = scores >= scores.topk(v, sorted=False).values.amin(1, keepdim=True) - _margin(Q.shape[1])
+    found = []
+    for s in _even_slices(close.sum(1).tolist()):
+        rows, cols = (a.cpu().numpy() for a in close[s].nonzero(as_tuple=True))
+        cosines = _cosines(Q[s], lengths[s], items.vectors_, items.lengths_, rows, cols)
+        found.append(_best(rows, cols, cosines, s.stop - s.start, v))
+    return tuple(map(np.concatenate, zip(*found)))
+
+def _search(
+    items, Q, lengths, # as in `_near`, all queries
+    k:int, # rows wanted of each
+) -> tuple: # (m, k) float64 cosines, (m, k) rows
+    "Block after block"
+    v, starts = min(k, len(items.vectors_)), np.cumsum(items.counts_) - items.counts_
+    cosines, rows = np.empty((len(Q), k)), np.empty((len(Q), k), np.int64)
+    for s in _slices(len(Q), max(1, min(items.block, 2**25//len(items.vectors_)))):
+        cosines[s], rows[s] = _unfold(*_near(items, Q[s], lengths[s], v), items.members_, items.counts_, starts, k)
+    return cosines, rows
+
+# %% ../nbs/08_similar.ipynb #5afef1fc
 class NearestItems(BaseEstimator):
     "The exact nearest neighbours by cosine, best first, ties by lower row number"
     def __init__(self,
@@ -181,52 +229,11 @@ class NearestItems(BaseEstimator):
             raise FitmatchError(f"{k} neighbours wanted, but there are {available} {'other ' if itself else ''}products: choose 1 to {available}")
         Q = self.vectors_ if itself else _vectors(Q, self.n_features_in_)
         lengths = self.lengths_ if itself else _lengths(Q)
-        found = self._search(Q, lengths, k + itself)
+        found = _search(self, Q, lengths, k + itself)
         if itself: found = _without_itself(*(a[self.inverse_] for a in found))
         return found[0].astype(np.float32), found[1].astype(np.int64)
 
-    def _search(self, Q, lengths, k):
-        v, starts = min(k, len(self.vectors_)), np.cumsum(self.counts_) - self.counts_
-        cosines, rows = np.empty((len(Q), k)), np.empty((len(Q), k), np.int64)
-        for s in _slices(len(Q), max(1, min(self.block, 2**25//len(self.vectors_)))):
-            near = self._near(Q[s], lengths[s], v)
-            cosines[s], rows[s] = _unfold(*near, self.members_, self.counts_, starts, k)
-        return cosines, rows
-
-    def _near(self, Q, lengths, v):
-        "The v best distinct vectors of each query of a block"
-        directions = torch.from_numpy(_directions(Q, lengths)).to(self.directions_.device)
-        scores = directions @ self.directions_.T
-        close = scores >= scores.topk(v, sorted=False).values.amin(1, keepdim=True) - _margin(Q.shape[1])
-        n_close, found = close.sum(1).cpu().numpy(), []
-        for s in _even_slices(n_close):
-            rows, cols = (a.cpu().numpy() for a in close[s].nonzero(as_tuple=True))
-            cosines = _cosines(Q[s], lengths[s], self.vectors_, self.lengths_, rows, cols)
-            found.append(_best(rows, cols, cosines, s.stop - s.start, v))
-        return tuple(map(np.concatenate, zip(*found)))
-
-# %% ../nbs/08_similar.ipynb #e7835688
-def _even_slices(
-    counts, # (n,) pairs in each row
-    most:int=2**19, # pairs in a slice, unless a single row has more
-) -> list: # slices of the rows
-    "Slices of rows with few enough pairs each, so that memory stays bounded when everything is close to everything"
-    cuts, total = [0], 0
-    for i, count in enumerate(counts):
-        if total and total + count > most: cuts, total = cuts + [i], 0
-        total += count
-    return [slice(*cut) for cut in zip(cuts, cuts[1:] + [len(counts)])]
-
-def _without_itself(
-    cosines, # (n, k + 1)
-    rows,    # (n, k + 1) row numbers
-) -> tuple: # (n, k) both
-    "Row i without i; where i is not among them (k + 1 copies come first), without the last"
-    keep = rows != np.arange(len(rows))[:, None]
-    keep[keep.all(axis=1), -1] = False
-    return cosines[keep].reshape(len(rows), -1), rows[keep].reshape(len(rows), -1)
-
-# %% ../nbs/08_similar.ipynb #da8d0b58
+# %% ../nbs/08_similar.ipynb #c9fb8849
 def _ordered(
     labels,     # (n,) labels, None where unknown
     order=None, # the labels in order
@@ -252,7 +259,7 @@ def sample_by_label(
     rows = shuffled[np.argsort(turn, kind="stable")[:sample]]
     return rows[np.lexsort((rows, [order.index(label) for label in labels[rows]]))]
 
-# %% ../nbs/08_similar.ipynb #9ddaca66
+# %% ../nbs/08_similar.ipynb #048610a6
 def heatmap(
     X,      # (n, d) embeddings
     labels, # (n,) labels; None where unknown
@@ -271,11 +278,11 @@ def heatmap(
     sns.heatmap(cosines, ax=axis, cmap="mako", vmin=low, vmax=max(high, low + 1e-6), square=True, xticklabels=False, yticklabels=False, rasterized=True,
                 cbar_kws=dict(label=f"cosine (colours span {low:.2f} to {high:.2f})", shrink=.7))
     _label_bars(axis, labels, order, colours)
-    axis.set_title(f"{len(rows)} of {len(X):,} products, sorted by label", loc="left", pad=14)
+    axis.set_title(f"{len(rows)} of {len(X):,} products, sorted by label", loc="left", pad=20)
     plt.close(fig)  # the notebook shows what is returned, once
     return fig
 
-# %% ../nbs/08_similar.ipynb #ada575db
+# %% ../nbs/08_similar.ipynb #a4c5160c
 def _label_bars(
     axis, labels, # the heatmap and its (n,) labels, sorted
     order, colours, # from `_ordered`
@@ -291,7 +298,7 @@ def _label_bars(
         axis.text(-2.2*width, start + count/2, label.replace("_", " "), ha="right", va="center", fontsize=min(10, 5 + count))
         if start: axis.axhline(start, color="white", linewidth=.8), axis.axvline(start, color="white", linewidth=.8)
 
-# %% ../nbs/08_similar.ipynb #4ef7c338
+# %% ../nbs/08_similar.ipynb #e4900476
 def mean_similarity_by_label(
     X,      # (n, d) embeddings
     labels, # (n,) labels; None where unknown

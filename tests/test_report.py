@@ -1,0 +1,213 @@
+"""fitmatch.report: every section alone, hostile text everywhere, and the page in a real browser"""
+import importlib.util
+import io
+import os
+import re
+import shutil
+from html.parser import HTMLParser
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from fitmatch.catalogue import FitmatchError, clean
+from fitmatch.explore import cluster, cluster_curve, cluster_scores, reduce
+from fitmatch.report import RESULTS, figure_picture, report, report_html
+
+HOSTILE = ["<script>window.PWNED=1</script>", "</script><img src=x onerror=window.PWNED=1>", r"$\frac{a}{b}$ now $5", "%{x} 50%", "{{7*7}}{% raw %}",
+           "\"><svg onload=window.PWNED=1>", "' onmouseover='window.PWNED=1", "<b>bold</b><a href='javascript:alert(1)'>x</a>", "</style><h1>x", "<!-- --!>"]
+
+class Page(HTMLParser):
+    "The elements of a page with their attributes"
+    def __init__(self, html): super().__init__(); self.elements = []; self.feed(html)
+    def handle_starttag(self, tag, attrs): self.elements.append((tag, dict(attrs)))
+    def all(self, tag): return [attrs for t, attrs in self.elements if t == tag]
+    def shape(self): return [(tag, tuple(sorted(attrs))) for tag, attrs in self.elements]
+
+def make_results(root, say):
+    "Everything a report may hold; `say(text)` is what each text becomes"
+    rng, n = np.random.default_rng(0), 36
+    labels = [say("tops"), say("shoes"), say("bags")]
+    rows = []
+    for i in range(n):
+        Image.fromarray(rng.integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(root/f"{i}.png")
+        rows.append(dict(asin=say(f"A{i}"), title=say(f"title {i}"), image=f"{i}.png", ground_truth=labels[i % 3], category=say("c")))
+    rows += [dict(asin=say("gone"), title=say("lost"), image="nowhere.png", ground_truth=labels[0])]
+    catalogue = clean(pd.DataFrame(rows), root, labels=tuple(labels))
+    catalogue.quarantine["detail"] = [say(d) for d in catalogue.quarantine["detail"]]
+    catalogue.quarantine["reason"] = [say(r) for r in catalogue.quarantine["reason"]]
+    X, asins = rng.normal(size=(n, 8)), catalogue.products["asin"].tolist()
+    clusters = cluster(X, k=3)
+    figure = Figure(figsize=(3, 2)); figure.add_subplot().imshow(rng.random((4, 4))); figure.axes[0].set_title("cosine")
+    epochs = np.arange(1, 4)
+    matches = pd.DataFrame([(q, asins[i], asins[i + 5], .9 - i/10, .8 - i/10, "matching" if i < 4 else "skip") for q in asins[:3] for i in range(10, 20)],
+                           columns=["query", "via", "match", "similarity", "score", "decision"])
+    neighbours = pd.DataFrame([(q, asins[i], .9) for q in asins[:3] for i in range(10, 15)], columns=["query", "neighbour", "similarity"])
+    return dict(catalogue=catalogue, title=say("What goes with what"), source=say("a shop"), encoder={"name": say("cnn"), "dim": 8, "weights_sha256": say("ab"), "licence": say("CC0")},
+        reduction=reduce(X), clusters=clusters, curve=cluster_curve(X), cluster_scores=cluster_scores(clusters, catalogue.products["ground_truth"]),
+        history=pd.DataFrame(dict(epoch=epochs, loss=1/epochs, accuracy=1 - .5/epochs, val_loss=1.1/epochs, val_accuracy=.9 - .5/epochs)),
+        confusion=(np.eye(3, dtype=int)*9, labels), mlp_accuracy=(.9, .85, .95), heatmap=figure, matches=matches, neighbours=neighbours,
+        photos={asins[0]: root/"5.png"}, threshold=.5, score_name=say("cosine"), scoreboard=pd.DataFrame({"encoder": [say("cnn")], "mlp": [.9], "kmeans": [np.nan], say("note"): [say("n")]}),
+        matching={say("also-buy rule"): dict(auc=.7, low=.6, high=.8, n=99), say("oracle"): dict(auc=.9, low=None, high=None)}, seconds={say("pictures"): 1., say("MLP"): .5},
+        notes=[say("a note")], left_out={}, commands=[(say("a sentence"), say("a command"))])
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory): return make_results(tmp_path_factory.mktemp("good"), lambda text: text)
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory):
+    "The same, where every text carries an attack; still different texts stay different"
+    place = {}
+    def say(text): return f"{text} {HOSTILE[place.setdefault(text, len(place)) % len(HOSTILE)]}"
+    return make_results(tmp_path_factory.mktemp("bad"), say)
+
+@pytest.fixture(scope="module")
+def page(results): return report_html(results)
+
+def outside_scripts(html):
+    "The page without its scripts, in single spaces"
+    return " ".join(re.sub(r"<script[^>]*>.*?</script>", "", html, flags=re.DOTALL).split())
+
+# sections
+
+def test_the_page_is_whole(page):
+    parsed = Page(page)
+    assert len(page) < 15e6 and len(parsed.all("h1")) == 1 and len(parsed.all("section")) == 11 and parsed.all("html") == [{"lang": "en"}]
+    anchors = {a["href"][1:] for a in parsed.all("a")}
+    assert anchors <= {attrs["id"] for _, attrs in parsed.elements if "id" in attrs} and len(anchors) == 11
+    assert all("alt" in img for img in parsed.all("img")) and all(th.get("scope") in ("col", "row") for th in parsed.all("th"))
+
+def test_the_page_asks_nobody(page):
+    for tag, attrs in Page(page).elements:
+        for name in ("src", "href", "srcset", "action", "data", "poster"):
+            assert attrs.get(name, "#").startswith(("#", "data:image/")), (tag, attrs)
+    assert "url(" not in outside_scripts(page) and "@import" not in outside_scripts(page)
+    policy = next(m["content"] for m in Page(page).all("meta") if m.get("http-equiv"))
+    assert "default-src 'none'" in policy and policy.count("sha256-") == 2 and "script-src 'unsafe" not in policy
+
+@pytest.mark.parametrize("key", [k for k in RESULTS if k != "catalogue"])
+def test_each_input_may_be_missing_and_each_may_stand_alone(results, key):
+    without, alone = ({k: v for k, v in results.items() if k != key}, {k: results[k] for k in ("catalogue", key)})
+    for some in (without, alone, {**results, key: None}): assert len(Page(report_html(some)).all("h1")) == 1
+
+@pytest.mark.parametrize("key, sentence", [("reduction", "map is left out"), ("clusters", "clusters are left out"), ("curve", "no curve"), ("heatmap", "heatmap is left out"),
+                                           ("scoreboard", "scoreboard is left out"), ("matching", "matching score is left out"), ("seconds", "Times are left out")])
+def test_what_is_missing_is_said(results, page, key, sentence):
+    assert sentence not in page and sentence in report_html({**results, key: None})
+
+def test_the_callers_reason_wins(results):
+    page = report_html({**results, "matching": "matching is left out: the source has no also_buy", "matches": None, "neighbours": None,
+                        "left_out": {"matches": "No product was asked for."}})
+    assert "Matching is left out: the source has no also_buy" in page and "No product was asked for." in page
+
+def test_neighbours_without_matches_still_head_the_page(results):
+    page = outside_scripts(report_html({**results, "matches": None}))
+    assert "looks like" in page and "what looks like them" in page and "✓" not in page
+
+def test_the_original_project_is_quoted_once(results):
+    board = pd.DataFrame({"encoder": ["mine", "theirs"], "mlp": [.9, .83], "kmeans": [.4, .24], "quoted": [False, True]})
+    assert outside_scripts(report_html({**results, "scoreboard": board})).count(">quoted<") == 1
+    page = outside_scripts(report_html({**results, "scoreboard": board.set_index("encoder")[["mlp", "kmeans"]]}))
+    assert page.count(">quoted<") == 1 and "the original project" in page and "0.83" in page and "0.24" in page
+
+def test_the_threshold_is_shown_by_the_first_that_fell_below(results, page):
+    first = outside_scripts(page).split("<main>")[0]
+    assert first.count("✓ matching") == 0 and first.count(">skip<") == 6     # the first ten all fall below
+    better = results["matches"].assign(decision=["matching"]*8 + ["skip"]*2 + ["skip"]*20)
+    first = outside_scripts(report_html({**results, "matches": better})).split("<main>")[0]
+    assert first.count("✓ matching") == 5 and first.count(">skip<") == 1
+
+def test_figures_come_in_two_inks_and_are_left_alone(results):
+    figure = results["heatmap"]
+    both = figure_picture(figure, "alt")
+    light, dark = (np.asarray(Image.open(io.BytesIO(__import__("base64").b64decode(both[k].split(",")[1]))).convert("RGBA")) for k in ("light", "dark"))
+    assert light.shape == dark.shape and light[0, 0, 3] == dark[0, 0, 3] == 0 and not np.array_equal(light, dark)
+    assert figure.axes[0].title.get_color() in ("black", (0, 0, 0, 1)) and figure.patch.get_alpha() is None
+    buffer = io.BytesIO(); Image.new("RGB", (8, 8)).save(buffer, "PNG")
+    assert figure_picture(buffer.getvalue(), "alt")["dark"] is None
+
+def test_an_unlabelled_catalogue_makes_a_page(results, tmp_path):
+    for i in range(5): Image.new("RGB", (20, 20)).save(tmp_path/f"{i}.png")
+    catalogue = clean(pd.DataFrame({"asin": list("abcde"), "image": [f"{i}.png" for i in range(5)]}), tmp_path)
+    X = np.random.default_rng(0).normal(size=(5, 2))
+    page = report_html(dict(catalogue=catalogue, reduction=reduce(X, 2), clusters=cluster(X, 2), curve=cluster_curve(X)))
+    assert "fm-map" in page and "drag to turn" not in page and "5 products." in page
+
+# writing
+
+def test_a_key_nobody_reads_is_named(results):
+    with pytest.raises(FitmatchError, match="did you mean 'matches'"): report_html({**results, "matchs": 1})
+    with pytest.raises(FitmatchError, match="catalogue"): report_html({})
+
+def test_the_file_is_whole_or_not_there(results, tmp_path):
+    small = {"catalogue": results["catalogue"]}
+    path = report(small, tmp_path/"new folder"/"report.html")
+    assert path.read_text(encoding="utf-8") == report_html(small) and [p.name for p in path.parent.iterdir()] == ["report.html"]
+    (tmp_path/"file").write_text("x")
+    with pytest.raises(FitmatchError, match="cannot write"): report(small, tmp_path/"file"/"report.html")
+
+@pytest.mark.skipif(not os.path.exists("/dev/full") or not hasattr(os, "geteuid"), reason="no such device here")
+def test_a_failed_write_leaves_the_old_page(results, tmp_path, monkeypatch):
+    path = tmp_path/"report.html"
+    path.write_text("old")
+    def full(*args): raise OSError(28, "No space left on device")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(FitmatchError, match="full"): report({"catalogue": results["catalogue"]}, path)
+    assert path.read_text() == "old" and len(list(tmp_path.iterdir())) == 1
+
+# hostile text
+
+def test_hostile_text_adds_no_element_and_no_attribute(page, hostile):
+    attacked = report_html(hostile)
+    assert Page(attacked).shape() == Page(page).shape()
+    for text in ("<script>window", "<img src=x", "<svg onload", "<b>bold", "</style><h1>", " 49{"): assert text not in attacked
+    assert "{{7*7}}" in outside_scripts(attacked)
+
+# in a browser
+
+@pytest.fixture(scope="module")
+def browser():
+    "Chromium with software WebGL"
+    if importlib.util.find_spec("playwright") is None: pytest.skip("playwright is not installed: pip install playwright")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None: pytest.skip("no chromium on this machine: apt install chromium")
+    from playwright.sync_api import sync_playwright
+    with sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"])
+        yield browser
+        browser.close()
+
+def _open(browser, path, width, scheme):
+    "The report with its map drawn, and all it did that it should not"
+    page = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme).new_page()
+    page.seen = []
+    page.on("dialog", lambda d: (page.seen.append("dialog"), d.dismiss()))
+    page.on("pageerror", lambda e: page.seen.append(str(e)))
+    page.on("console", lambda m: page.seen.append(m.text) if m.type == "error" else None)
+    page.on("request", lambda r: None if r.url.startswith(("data:", "blob:")) or r.url == path.as_uri() else page.seen.append(r.url))
+    page.goto(path.as_uri())
+    page.wait_for_selector(".fm-map[data-drawn]", timeout=60_000)
+    return page
+
+@pytest.mark.parametrize("width, scheme", [(1280, "light"), (1280, "dark"), (390, "light")])
+def test_the_hostile_report_in_a_browser(browser, hostile, page, tmp_path, width, scheme):
+    path = report(hostile, tmp_path/"report.html")
+    shown = _open(browser, path, width, scheme)
+    benign = _open(browser, report_file(tmp_path/"benign.html", page), width, scheme)
+    for view in (shown, benign):
+        for details in view.locator("details").all(): details.locator("summary").click()
+        for _ in range(12): view.locator(".fm-next").click()
+        view.wait_for_timeout(400)
+    count = "[...document.querySelectorAll('main *, header *, footer *')].filter(e => !e.closest('.fm-plot')).length"
+    assert shown.evaluate(count) == benign.evaluate(count)
+    assert shown.evaluate("window.PWNED") is None and shown.seen == [] and benign.seen == []
+    assert shown.evaluate("document.documentElement.scrollWidth") == width
+    luminance = shown.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number).reduce((a, b) => a + b)/3")
+    assert (luminance < 40) if scheme == "dark" else (luminance > 220)
+    assert shown.locator("#similarity img").evaluate("e => e.currentSrc") == shown.locator("#similarity source" if scheme == "dark" else "#similarity img").first.get_attribute("srcset" if scheme == "dark" else "src")
+
+def report_file(path, html):
+    path.write_text(html, encoding="utf-8")
+    return path
