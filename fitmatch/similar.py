@@ -6,9 +6,10 @@
 __all__ = ['MOST_ENTRIES', 'normalise', 'cosine_similarity', 'similarity_blocks', 'NearestItems', 'sample_by_label', 'heatmap',
            'mean_similarity_by_label']
 
-# %% ../nbs/08_similar.ipynb #1992e0da
+# %% ../nbs/08_similar.ipynb #89a8566a
 import hashlib
 from collections.abc import Iterator
+from itertools import chain
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -24,7 +25,7 @@ from .catalogue import LABELS, FitmatchError
 from .encoders import pick_device
 from .explore import label_styles
 
-# %% ../nbs/08_similar.ipynb #997b24b9
+# %% ../nbs/08_similar.ipynb #c18d838e
 def _vectors(
     X,                   # (n, d) numbers
     width:int|None=None, # d that they must have; None for any
@@ -51,7 +52,7 @@ _PAIR_NUMBERS = 2**21  # float64 numbers held at a time by the exact part: 16 MB
 
 def _slices(n, step): return (slice(i, min(i + step, n)) for i in range(0, n, step))
 
-# %% ../nbs/08_similar.ipynb #874407d1
+# %% ../nbs/08_similar.ipynb #9536b0cb
 def normalise(
     X, # (n, d) embeddings, finite and not zero
 ) -> np.ndarray: # (n, d) float32, every row of length 1
@@ -64,7 +65,7 @@ def _directions(X, lengths):
     for s in _slices(len(X), max(1, _PAIR_NUMBERS//X.shape[1])): out[s] = X[s]/lengths[s, None]  # in double precision, a piece at a time
     return out
 
-# %% ../nbs/08_similar.ipynb #658bba72
+# %% ../nbs/08_similar.ipynb #d1f16bf2
 MOST_ENTRIES = 50_000_000
 
 def cosine_similarity(
@@ -78,7 +79,7 @@ def cosine_similarity(
                             "or ask NearestItems() for the best of each row")
     return np.concatenate([block for _, block in similarity_blocks(A, B)]) if n else np.empty((0, m), np.float32)
 
-# %% ../nbs/08_similar.ipynb #d74fd9b9
+# %% ../nbs/08_similar.ipynb #d6dcff4a
 def similarity_blocks(
     A,      # (n, d) embeddings
     B=None, # (m, d) others; default: A itself
@@ -90,7 +91,7 @@ def similarity_blocks(
     # torch, not NumPy: `X @ X.T` there takes a path of threaded OpenBLAS that crashes on large tables (numpy/numpy#19685)
     for rows in _slices(len(A), block): yield rows, (A[rows] @ B.T).clamp_(-1, 1).numpy()
 
-# %% ../nbs/08_similar.ipynb #e75ee83a
+# %% ../nbs/08_similar.ipynb #a3cc5503
 def _margin(
     d:int, # numbers a vector
 ) -> float: # 2e
@@ -122,7 +123,7 @@ def _best(
     keep = order[starts[:, None] + np.arange(k)]
     return cosines[keep], cols[keep]
 
-# %% ../nbs/08_similar.ipynb #09d772b4
+# %% ../nbs/08_similar.ipynb #43d6c3d1
 def _distinct(
     X:np.ndarray, # (n, d)
 ) -> tuple: # (u,) first row of each distinct vector, (n,) which one each row is
@@ -143,7 +144,7 @@ def _unfold(
     nth = np.arange(len(pair)) - np.repeat(np.cumsum(n_kept) - n_kept, n_kept)
     return _best(pair//which.shape[1], members[starts[which.ravel()[pair]] + nth], cosines.ravel()[pair], len(which), k)
 
-# %% ../nbs/08_similar.ipynb #1fc59564
+# %% ../nbs/08_similar.ipynb #d26020fb
 def _even_slices(
     counts, # (n,) pairs in each row
     most:int=2**19, # pairs in a slice, unless a single row has more
@@ -164,21 +165,48 @@ def _without_itself(
     keep[keep.all(axis=1), -1] = False
     return cosines[keep].reshape(len(rows), -1), rows[keep].reshape(len(rows), -1)
 
-# %% ../nbs/08_similar.ipynb #99df2fae
+# %% ../nbs/08_similar.ipynb #37eff2ed
+def _candidates(
+    scores, # (m, u) cosines in single precision, on the device
+    v:int,  # wanted of each row
+    margin:float, # 2e
+    spare:int=32, # candidates beyond v before a row counts as crowded
+) -> tuple: # query numbers, row of each pair among them, column of each pair; and the numbers of the crowded queries
+    "Everything within the margin of each row's v-th best"
+    wide = min(v + spare, scores.shape[1])
+    best, cols = scores.topk(wide)
+    close = best >= best[:, v - 1:v] - margin
+    crowded = close[:, -1] & (wide < scores.shape[1])  # there may be more than `spare`
+    queries = (~crowded).nonzero()[:, 0]
+    rows, places = close[queries].nonzero(as_tuple=True)
+    return tuple(a.cpu().numpy() for a in (queries, rows, cols[queries[rows], places], crowded.nonzero()[:, 0]))
+
+def _crowded_candidates(
+    Q, q_length, X, x_length, # as in `_cosines`
+    crowded, # numbers of the queries
+    v:int,   # wanted of each
+) -> Iterator: # the same three, in pieces of bounded size
+    "For rows where single precision cannot tell candidates apart: the same step in double precision"
+    margin = 8*(X.shape[1] + 4)*2.**-53  # also covers what `_cosines` itself is off by
+    for some in (crowded[s] for s in _slices(len(crowded), 128)):
+        q = torch.from_numpy(Q[some]/q_length[some, None])
+        scores = torch.cat([q @ torch.from_numpy(X[s]/x_length[s, None]).T for s in _slices(len(X), 8192)], dim=1)
+        close = scores >= scores.topk(v).values[:, -1:] - margin
+        for s in _even_slices(close.sum(1).tolist()): yield some[s], *close[s].nonzero().numpy().T
+
 def _near(
     items,      # a fitted `NearestItems`
     Q, lengths, # a block of queries and their lengths
     v:int,      # distinct vectors wanted of each
 ) -> tuple: # (m, v) float64 cosines, (m, v) distinct vectors
     "Candidates in single precision, the decision in double"
+    table = Q, lengths, items.vectors_, items.lengths_
     scores = torch.from_numpy(_directions(Q, lengths)).to(items.directions_.device) @ items.directions_.T
-    close = scores >= scores.topk(v, sorted=False).values.amin(1, keepdim=True) - _margin(Q.shape[1])
-    found = []
-    for s in _even_slices(close.sum(1).tolist()):
-        rows, cols = (a.cpu().numpy() for a in close[s].nonzero(as_tuple=True))
-        cosines = _cosines(Q[s], lengths[s], items.vectors_, items.lengths_, rows, cols)
-        found.append(_best(rows, cols, cosines, s.stop - s.start, v))
-    return tuple(map(np.concatenate, zip(*found)))
+    cosines, which = np.empty((len(Q), v)), np.empty((len(Q), v), np.int64)
+    *calm, crowded = _candidates(scores, v, _margin(Q.shape[1]))
+    for queries, rows, cols in chain([calm], _crowded_candidates(*table, crowded, v)):
+        cosines[queries], which[queries] = _best(rows, cols, _cosines(*table, queries[rows], cols), len(queries), v)
+    return cosines, which
 
 def _search(
     items, Q, lengths, # as in `_near`, all queries
@@ -191,7 +219,7 @@ def _search(
         cosines[s], rows[s] = _unfold(*_near(items, Q[s], lengths[s], v), items.members_, items.counts_, starts, k)
     return cosines, rows
 
-# %% ../nbs/08_similar.ipynb #5afef1fc
+# %% ../nbs/08_similar.ipynb #5ca16924
 class NearestItems(BaseEstimator):
     "The exact nearest neighbours by cosine, best first, ties by lower row number"
     def __init__(self,
@@ -233,7 +261,7 @@ class NearestItems(BaseEstimator):
         if itself: found = _without_itself(*(a[self.inverse_] for a in found))
         return found[0].astype(np.float32), found[1].astype(np.int64)
 
-# %% ../nbs/08_similar.ipynb #c9fb8849
+# %% ../nbs/08_similar.ipynb #ee4d8f6e
 def _ordered(
     labels,     # (n,) labels, None where unknown
     order=None, # the labels in order
@@ -259,7 +287,7 @@ def sample_by_label(
     rows = shuffled[np.argsort(turn, kind="stable")[:sample]]
     return rows[np.lexsort((rows, [order.index(label) for label in labels[rows]]))]
 
-# %% ../nbs/08_similar.ipynb #048610a6
+# %% ../nbs/08_similar.ipynb #6b847d6c
 def heatmap(
     X,      # (n, d) embeddings
     labels, # (n,) labels; None where unknown
@@ -282,7 +310,7 @@ def heatmap(
     plt.close(fig)  # the notebook shows what is returned, once
     return fig
 
-# %% ../nbs/08_similar.ipynb #a4c5160c
+# %% ../nbs/08_similar.ipynb #4d282930
 def _label_bars(
     axis, labels, # the heatmap and its (n,) labels, sorted
     order, colours, # from `_ordered`
@@ -298,7 +326,7 @@ def _label_bars(
         axis.text(-2.2*width, start + count/2, label.replace("_", " "), ha="right", va="center", fontsize=min(10, 5 + count))
         if start: axis.axhline(start, color="white", linewidth=.8), axis.axvline(start, color="white", linewidth=.8)
 
-# %% ../nbs/08_similar.ipynb #e4900476
+# %% ../nbs/08_similar.ipynb #ecf189b2
 def mean_similarity_by_label(
     X,      # (n, d) embeddings
     labels, # (n,) labels; None where unknown
