@@ -1,14 +1,18 @@
 """Draws the picture at the top of the README, light and dark, out of a real answer on the bundled wardrobe."""
+import sys
+from io import BytesIO
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+from PIL import Image
 
 from fitmatch.embed import embed
 from fitmatch.encoders import load_encoder
-from fitmatch.images import check_images, open_image
+from fitmatch.images import check_images
 from fitmatch.match import AlsoBuyMatcher
-from fitmatch.wardrobe import draw_wardrobe
+from fitmatch.pipeline import match_stage
+from fitmatch.wardrobe import draw_product, draw_wardrobe
 
 TARGET = Path(__file__).resolve().parent.parent / "nbs" / "images"
 INK = {"light": ("#1f2328", "#59636e", "#0072B2"), "dark": ("#f0f6fc", "#9198a1", "#56B4E9")}
@@ -24,8 +28,13 @@ def best_of_each_label(wardrobe, matches, n=5):
 def draw(wardrobe, photo, near, matches, theme):
     "One photo, its nearest products, its matches"
     ink, quiet, accent = INK[theme]
-    row = {a: i for i, a in enumerate(wardrobe.products["asin"])}
-    picture = lambda asin: np.asarray(open_image(wardrobe.image_path(row[asin])))
+    products = wardrobe.products.set_index("asin")
+
+    def picture(asin, size=300):
+        "The product drawn anew, larger than the wardrobe keeps it"
+        r = products.loc[asin]
+        return np.asarray(draw_product(r["silhouette"], r["style"], r["color"], r["pattern"], r["seed"], size))
+
     fig = plt.figure(figsize=(11.6, 4.3), dpi=150)
     grid = fig.add_gridspec(2, 8, left=.01, right=.99, top=.91, bottom=.07, hspace=.42, wspace=.12)
 
@@ -44,19 +53,21 @@ def draw(wardrobe, photo, near, matches, theme):
     for j, match in enumerate(matches.itertuples()):
         ax = tile(grid[1, 3 + j], match.match, f"{match.decision}  {match.score:.2f}", accent if match.decision == "matching" else quiet)
         if not j: ax.set_title("was bought with those: goes with it", loc="left", color=ink, fontsize=12, pad=7)
-    fig.savefig(TARGET / f"hero-{theme}.png", transparent=True)
+    buffer = BytesIO()
+    fig.savefig(buffer, transparent=True)
     plt.close(fig)
+    Image.open(buffer).save(TARGET / f"hero-{theme}.webp", quality=88, method=6)   # a seventh of the PNG's bytes
 
 
 if __name__ == "__main__":
     wardrobe = check_images(draw_wardrobe(), progress=False)
     X = embed(wardrobe, load_encoder("fitmatch-cnn"), progress=False)
     asins = wardrobe.products["asin"].to_numpy()
-    matcher = AlsoBuyMatcher(threshold=0.5).fit(X, wardrobe)
-    tops = np.flatnonzero(wardrobe.products["silhouette"] == "shirt")
-    q = int(np.random.default_rng(3).choice(tops))
+    matcher = AlsoBuyMatcher(threshold=match_stage(wardrobe, X)["threshold"]).fit(X, wardrobe)
+    shirts = np.flatnonzero((wardrobe.products["silhouette"] == "shirt") & (wardrobe.products["pattern"] == "checks"))
+    q = int(shirts[int(sys.argv[1]) if sys.argv[1:] else 0])
     similarity, index = matcher.neighbours(X[[q]], [asins[q]])
     matches = best_of_each_label(wardrobe, matcher.match(X[[q]], [asins[q]]))
     TARGET.mkdir(exist_ok=True)
     for theme in INK: draw(wardrobe, asins[q], list(zip(asins[index[0]], similarity[0])), matches, theme)
-    print(f"drew hero-light.png and hero-dark.png for {asins[q]}")
+    print(f"drew hero-light.webp and hero-dark.webp for {asins[q]}")

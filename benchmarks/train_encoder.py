@@ -220,6 +220,9 @@ def main():
              "pictures": {"photos": len(photos_of(args.data/"train")[0]), "views": len(images)}, "recipe": recipe,
              "training_seconds": round(time.time() - started), "figures": measure(encoder, args.data),
              "history": json.loads(history.round(4).to_json(orient="records"))}
+    if args.start and args.start.with_suffix(".json").exists():
+        before = json.loads(args.start.with_suffix(".json").read_text(encoding="utf-8"))
+        notes["first_run"] = {k: before[k] for k in ("sha256", "pictures", "recipe", "training_seconds", "figures", "history")}
     path.with_suffix(".json").write_text(json.dumps(notes, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(notes["figures"], indent=1))
 

@@ -6,7 +6,7 @@
 __all__ = ['LABELS', 'COLUMNS', 'FitmatchError', 'disk_errors_explained', 'writing', 'Catalogue', 'clean_text', 'clean', 'info',
            'select', 'refuse', 'write_table', 'read_table', 'place_file', 'save_catalogue', 'load_catalogue']
 
-# %% ../nbs/00_catalogue.ipynb #f5a32db6
+# %% ../nbs/00_catalogue.ipynb #a6dcc659
 import errno
 import html
 import json
@@ -22,15 +22,15 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-# %% ../nbs/00_catalogue.ipynb #4777e53e
+# %% ../nbs/00_catalogue.ipynb #a981c8de
 LABELS = ("tops", "bottoms", "dresses", "outerwear", "shoes", "accessories", "not_clothes")
 COLUMNS = ("asin", "title", "image", "imageURLHighRes", "also_buy", "category", "ground_truth")
 
-# %% ../nbs/00_catalogue.ipynb #859a011a
+# %% ../nbs/00_catalogue.ipynb #cd959982
 class FitmatchError(Exception):
     "Something the user can mend: the message says what happened, where, and what to do"
 
-# %% ../nbs/00_catalogue.ipynb #9e03e790
+# %% ../nbs/00_catalogue.ipynb #c7cf6501
 _DISK_TROUBLE = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up",
                  errno.EROFS: "the disk is read-only", errno.EACCES: "writing is not allowed", errno.EPERM: "writing is not allowed",
                  errno.ENOTDIR: "a file stands where a folder is needed", errno.EEXIST: "a file stands where a folder is needed"}
@@ -46,7 +46,7 @@ def disk_errors_explained(
         raise FitmatchError(f"cannot write {path}: {_DISK_TROUBLE[e.errno]}. Free some space or choose another folder; "
                             "what was there before is untouched") from e
 
-# %% ../nbs/00_catalogue.ipynb #9df25ddf
+# %% ../nbs/00_catalogue.ipynb #16d7e9d8
 @contextmanager
 def writing(
     path:Path, # the file that shall exist afterwards, whole
@@ -62,7 +62,7 @@ def writing(
             os.replace(partial, path)
         finally: partial.unlink(missing_ok=True)
 
-# %% ../nbs/00_catalogue.ipynb #a595a8f9
+# %% ../nbs/00_catalogue.ipynb #409ee3b7
 def _empty_quarantine():
     return pd.DataFrame({c: pd.Series(dtype=object) for c in ("asin", "reason", "detail")})
 
@@ -91,7 +91,7 @@ class Catalogue:
         "How many `also_buy` entries lead from a product of the catalogue to another"
         return int(self.products["also_buy"].map(len).sum())
 
-# %% ../nbs/00_catalogue.ipynb #235fabe9
+# %% ../nbs/00_catalogue.ipynb #403c88a7
 def clean_text(
     value, # a string, or anything else
 ) -> str|None: # readable text in one line, None when nothing is left
@@ -102,7 +102,7 @@ def clean_text(
     text = "".join(" " if c in "\t\n\r" else c for c in text if c in "\t\n\r" or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co"))
     return " ".join(text.split()) or None
 
-# %% ../nbs/00_catalogue.ipynb #51de5d98
+# %% ../nbs/00_catalogue.ipynb #1f5c0786
 def _picture_trouble(
     image,     # what the table says
     root:Path, # the catalogue's folder
@@ -113,7 +113,7 @@ def _picture_trouble(
     if path.is_absolute() or ".." in path.parts or ":" in path.parts[0] or "\x00" in image: return "picture outside the folder"
     return None if os.path.isfile(root/image) else "no picture"
 
-# %% ../nbs/00_catalogue.ipynb #fdf9b43c
+# %% ../nbs/00_catalogue.ipynb #3f41c05d
 def _is_missing(value) -> bool:
     "Whether a cell holds nothing: None, NaN, an empty string or list"
     if isinstance(value, (list, tuple, np.ndarray)): return len(value) == 0
@@ -137,7 +137,7 @@ def _refusals(
     reasons[~keyed] = "no asin"
     return reasons.where(reasons.notna(), None)
 
-# %% ../nbs/00_catalogue.ipynb #4e5ec4a4
+# %% ../nbs/00_catalogue.ipynb #4010ba7c
 def _clean_edges(
     also_buy:pd.Series, # lists of keys, or anything
     asins:pd.Series,    # key of each row
@@ -151,7 +151,7 @@ def _clean_edges(
         cleaned.append(kept)
     return cleaned, dropped
 
-# %% ../nbs/00_catalogue.ipynb #2f4f16b4
+# %% ../nbs/00_catalogue.ipynb #78dfda7a
 def clean(
     frame:pd.DataFrame, # rows of a shop; missing columns are filled with nothing
     root:Path,          # the folder that `image` is relative to
@@ -172,7 +172,7 @@ def clean(
     labels = tuple(sorted(set(products["ground_truth"].dropna()))) if labels is None else tuple(labels)
     return Catalogue(products, root, quarantine, dropped, labels)
 
-# %% ../nbs/00_catalogue.ipynb #01d917c1
+# %% ../nbs/00_catalogue.ipynb #ed10d6c6
 def info(
     catalogue:Catalogue, # a clean catalogue
 ) -> pd.DataFrame: # one row a column: non-null values, and an example
@@ -182,7 +182,7 @@ def info(
     example = {c: next((str(v)[:40] for v in products[c] if not _is_missing(v)), "") for c in products}
     return pd.DataFrame({"non-null": filled, "of": len(products), "example": pd.Series(example)})
 
-# %% ../nbs/00_catalogue.ipynb #78c6c111
+# %% ../nbs/00_catalogue.ipynb #83349c9e
 def select(
     catalogue:Catalogue, # a clean catalogue
     rows, # (n,) boolean mask, or integer positions in the order wanted
@@ -204,7 +204,7 @@ def refuse(
     kept = select(catalogue, ~catalogue.products["asin"].isin(refused).to_numpy())
     return replace(kept, quarantine=pd.concat([catalogue.quarantine, rows], ignore_index=True))
 
-# %% ../nbs/00_catalogue.ipynb #b1f9a6e3
+# %% ../nbs/00_catalogue.ipynb #da5104b7
 def write_table(
     table:pa.Table, # what to write
     path:Path,      # where
@@ -221,7 +221,7 @@ def read_table(
     except (pa.ArrowException, OSError) as e:
         raise FitmatchError(f"{path} cannot be read: it is damaged or not Parquet ({str(e).splitlines()[0][:100]})") from e
 
-# %% ../nbs/00_catalogue.ipynb #21b3101b
+# %% ../nbs/00_catalogue.ipynb #23546849
 def place_file(
     source:Path, # an existing file
     target:Path, # where it shall be as well
@@ -239,7 +239,7 @@ def _into_workspace(image:str) -> str:
     "Where a picture lies inside a workspace"
     return image if image.startswith("images/") else f"images/{image}"
 
-# %% ../nbs/00_catalogue.ipynb #228ed7ef
+# %% ../nbs/00_catalogue.ipynb #be8001bc
 def save_catalogue(
     catalogue:Catalogue, # a clean catalogue
     workspace:Path,      # folder; made when it is not there
@@ -257,7 +257,7 @@ def save_catalogue(
     write_table(pa.Table.from_pandas(catalogue.quarantine.astype("object"), preserve_index=False), workspace/"quarantine.parquet")
     return replace(catalogue, products=products, root=workspace)
 
-# %% ../nbs/00_catalogue.ipynb #5eeba4b9
+# %% ../nbs/00_catalogue.ipynb #efd035af
 def load_catalogue(
     workspace:Path, # a folder that `save_catalogue` wrote
 ) -> Catalogue:

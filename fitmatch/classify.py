@@ -6,10 +6,11 @@
 __all__ = ['split_for_training', 'mlp', 'category_loss', 'CategoryClassifier', 'accuracy_interval', 'plot_history',
            'plot_confusion']
 
-# %% ../nbs/07_classify.ipynb #23fdb283
+# %% ../nbs/07_classify.ipynb #313ec7e1
 import hashlib
 import json
 import warnings
+from contextlib import contextmanager
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -36,7 +37,7 @@ from .catalogue import FitmatchError, writing
 from .encoders import pick_device
 from .explore import PALETTE
 
-# %% ../nbs/07_classify.ipynb #bcf91566
+# %% ../nbs/07_classify.ipynb #2d06e391
 def _vectors(
     X,               # (n, d) numbers
     width:int|None=None, # d that the model was fitted on; None for any
@@ -53,6 +54,7 @@ def _vectors(
     if len(bad): raise FitmatchError(f"embeddings of {len(bad)} products are not finite float32 numbers (first: row {bad[0]}): embed them again or drop them")
     return X
 
+# %% ../nbs/07_classify.ipynb #fd93a8c5
 def _labels(
     y,     # (n,) labels
     n:int, # how many there must be
@@ -67,7 +69,7 @@ def _labels(
     if len(kinds) > 1: raise FitmatchError(f"labels of several types ({', '.join(kinds)}): use one, y.astype(str)")
     return np.array(y.tolist())
 
-# %% ../nbs/07_classify.ipynb #a7a4ab7a
+# %% ../nbs/07_classify.ipynb #2d34fcde
 def split_for_training(
     y,           # (n,) labels, none missing
     groups=None, # (n,) what must stay together; a missing value is a group of its own
@@ -88,7 +90,7 @@ def split_for_training(
                       "(too few products or groups to be on both sides)", stacklevel=2)
     return train, test
 
-# %% ../nbs/07_classify.ipynb #5c1d1856
+# %% ../nbs/07_classify.ipynb #6dea887b
 def _split_items(codes, counts, test_size, random_state):
     "The original project's split; labels of a single product are added to the training side"
     single = counts[codes] == 1
@@ -113,7 +115,7 @@ def _split_groups(codes, groups, test_size, random_state):
     if not held.any() or held.all(): raise ValueError("nothing is left on one of the sides")
     return np.flatnonzero(~held), np.flatnonzero(held)
 
-# %% ../nbs/07_classify.ipynb #bd5509e5
+# %% ../nbs/07_classify.ipynb #7ff86802
 def _root(x:torch.Tensor, power:float) -> torch.Tensor: return x if power == 1 else x.sign()*x.abs()**power
 
 class _Input(nn.Module):
@@ -131,7 +133,7 @@ class _Dropout(nn.Module):
         if not self.training or not self.share: return x
         return x*(torch.rand(x.shape, generator=self.generator, device=x.device) >= self.share)/(1 - self.share)
 
-# %% ../nbs/07_classify.ipynb #11996fff
+# %% ../nbs/07_classify.ipynb #70079897
 def mlp(
     sizes:tuple,         # width of every layer, input and output included: (512, 64, 32, 7)
     dropout:float=0.,    # share of hidden numbers put to zero while training
@@ -146,7 +148,7 @@ def mlp(
         layers += [layer, nn.ReLU(), _Dropout(dropout)]
     return nn.Sequential(*layers[:-2])
 
-# %% ../nbs/07_classify.ipynb #3e1ac47a
+# %% ../nbs/07_classify.ipynb #433dc081
 def category_loss(
     logits:torch.Tensor,  # (n, c) outputs before softmax
     targets:torch.Tensor, # (n, c) one-hot, or softer
@@ -156,7 +158,7 @@ def category_loss(
     if loss == "categorical": return F.cross_entropy(logits, targets)
     return F.binary_cross_entropy(logits.softmax(1).clamp(1e-7, 1 - 1e-7), targets)  # the clamp is Keras' epsilon
 
-# %% ../nbs/07_classify.ipynb #901f824c
+# %% ../nbs/07_classify.ipynb #07b88418
 class _Predictor:
     "What a fitted network answers"
     def _build(self, layers):
@@ -182,7 +184,7 @@ class _Predictor:
         best = self._logits(X).argmax(1).cpu().numpy()
         return self.classes_[best]
 
-# %% ../nbs/07_classify.ipynb #f7d0ee3a
+# %% ../nbs/07_classify.ipynb #25313e21
 def _model_files(path) -> tuple: # Path of the numbers, Path of the JSON
     path = str(path).removesuffix(".safetensors").removesuffix(".json")
     return Path(path + ".safetensors"), Path(path + ".json")
@@ -232,7 +234,7 @@ class _Stored:
         self.history_ = pd.DataFrame(note["history"], columns=["epoch", "loss", "accuracy", "val_loss", "val_accuracy"]).astype(dict(epoch=int) | dict.fromkeys(("loss", "accuracy", "val_loss", "val_accuracy"), float))
         return self
 
-# %% ../nbs/07_classify.ipynb #dc6da65f
+# %% ../nbs/07_classify.ipynb #305c679a
 def _refuse_other_encoder(
     path, note, # the model's file and its JSON
     **wanted,   # encoder, weights_sha256: what it will be used with
@@ -242,7 +244,7 @@ def _refuse_other_encoder(
         if value is not None and note[name] != value:
             raise FitmatchError(f"{path} was trained with {name} {note[name] or 'not recorded'}, not {value}: embed with that one, or train a classifier anew")
 
-# %% ../nbs/07_classify.ipynb #556ac8ad
+# %% ../nbs/07_classify.ipynb #21d2896f
 class CategoryClassifier(_Predictor, _Stored, ClassifierMixin, BaseEstimator):
     "A category for each embedding: the original project's network, trained with Adam on standardised inputs"
     def __init__(self,
@@ -289,7 +291,7 @@ class CategoryClassifier(_Predictor, _Stored, ClassifierMixin, BaseEstimator):
         if len(unknown): raise FitmatchError(f"held-out products have the label '{unknown[0]}', which no training product has: see split_for_training")
         return np.searchsorted(self.classes_, y)
 
-# %% ../nbs/07_classify.ipynb #3922be1e
+# %% ../nbs/07_classify.ipynb #7ead3052
 def _check_parameters(model):
     "Raises `FitmatchError` for a parameter that makes no sense"
     rules = dict(hidden=("widths, whole numbers from 1", lambda v: all(isinstance(w, int) and w > 0 for w in v)), loss=("'categorical' or 'binary'", lambda v: v in ("categorical", "binary")),
@@ -301,7 +303,17 @@ def _check_parameters(model):
         except TypeError: good = False
         if not good: raise FitmatchError(f"{name}={value!r}: {name} must be {must}")
 
-# %% ../nbs/07_classify.ipynb #a99093a8
+# %% ../nbs/07_classify.ipynb #85d06dd5
+@contextmanager
+def _one_thread():
+    "Batches of 32 are too small to share: threads that wait for each other make training many times slower on a busy machine"
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try: yield
+    finally: torch.set_num_threads(threads)
+
+# %% ../nbs/07_classify.ipynb #eb62e11f
+@_one_thread()
 def _train(
     model,   # a `CategoryClassifier` whose network_ is built
     X, codes, # (n, d) vectors and (n,) class numbers
@@ -336,7 +348,7 @@ def _measured(model, X, codes):
     logits, codes = model._logits(X).cpu(), torch.from_numpy(codes)
     return category_loss(logits, F.one_hot(codes, len(model.classes_)).float(), model.loss).item(), (logits.argmax(1) == codes).double().mean().item()
 
-# %% ../nbs/07_classify.ipynb #2e99ec73
+# %% ../nbs/07_classify.ipynb #776c0e0f
 def accuracy_interval(
     y_true, # (n,) labels
     y_pred, # (n,) predicted labels
@@ -357,7 +369,7 @@ def accuracy_interval(
     low, high = np.quantile(drawn[:, 0]/drawn[:, 1], [(1 - level)/2, (1 + level)/2])
     return float(correct.mean()), float(low), float(high)
 
-# %% ../nbs/07_classify.ipynb #a42e93b6
+# %% ../nbs/07_classify.ipynb #9d27e8a3
 def plot_history(
     history:pd.DataFrame, # `CategoryClassifier.history_`
 ) -> Figure:
@@ -377,7 +389,7 @@ def plot_history(
     plt.close(fig)  # the notebook shows what is returned, once
     return fig
 
-# %% ../nbs/07_classify.ipynb #91568303
+# %% ../nbs/07_classify.ipynb #a94ea461
 def plot_confusion(
     y_true, # (n,) labels
     y_pred, # (n,) predicted labels

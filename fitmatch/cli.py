@@ -6,7 +6,7 @@
 __all__ = ['app', 'evaluate_app', 'JsonFlag', 'EncoderName', 'WeightsFile', 'Labels', 'describe_run', 'demo_command',
            'run_command', 'match_command', 'evaluate_images_command', 'encoders_command', 'run_command_line', 'main']
 
-# %% ../nbs/14_cli.ipynb #4a03236c
+# %% ../nbs/14_cli.ipynb #93d00da7
 import json
 import os
 import sys
@@ -17,7 +17,7 @@ from typing import Annotated, Optional
 
 import typer
 
-# %% ../nbs/14_cli.ipynb #d97b4d33
+# %% ../nbs/14_cli.ipynb #471a71d7
 app = typer.Typer(help="fitmatch: what goes with this piece of clothing?", no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 evaluate_app = typer.Typer(help="Measure how good it is.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(evaluate_app, name="evaluate")
@@ -34,7 +34,7 @@ def _print_json(answer:dict):
     "One JSON object on standard output"
     print(json.dumps(answer, ensure_ascii=False, allow_nan=False, default=str))
 
-# %% ../nbs/14_cli.ipynb #efd8822c
+# %% ../nbs/14_cli.ipynb #0c66824f
 def _percent(value) -> str: return "not measured" if value is None else f"{100*value:.1f} %"
 
 def describe_run(
@@ -52,7 +52,7 @@ def describe_run(
         lines.append(f"matching   AUC {matching['auc']:.3f} (95 % interval {low:.3f} to {high:.3f}); category prior {prior:.3f}")
     return "\n".join([*lines, *(f"note       {note}" for note in summary["notes"]), f"seconds    {summary['seconds']['total']:.0f}", f"report     {summary['report']}"])
 
-# %% ../nbs/14_cli.ipynb #20815735
+# %% ../nbs/14_cli.ipynb #56421f46
 @app.command("demo")
 def demo_command(
     out: Annotated[Path, typer.Option("--out", help="Where the results go.")] = Path("fitmatch-demo"),
@@ -77,7 +77,7 @@ def run_command(
     summary = run(source, out, encoder, weights, labels.value if labels else None)
     _print_json(summary) if as_json else print(describe_run(summary))
 
-# %% ../nbs/14_cli.ipynb #b6e8cbe9
+# %% ../nbs/14_cli.ipynb #621a2885
 @app.command("match")
 def match_command(
     photos: Annotated[list[Path], typer.Argument(help="Pictures to find matches for.")],
@@ -94,7 +94,7 @@ def match_command(
     for why in answer["refused"].values(): print(f"fitmatch: {why}", file=sys.stderr)
     if answer["refused"]: raise typer.Exit(2)
 
-# %% ../nbs/14_cli.ipynb #bee8478b
+# %% ../nbs/14_cli.ipynb #8691ca0e
 def _match_json(answer:dict) -> dict:
     "Tables as lists of records"
     records = lambda table: [] if table is None else json.loads(table.to_json(orient="records", double_precision=15))
@@ -108,7 +108,7 @@ def _print_matches(answer:dict, top:int):
         if answer["note"]: print(near.drop(columns="query").to_string(index=False), f"\n{answer['note']}")
         else: print(matches[matches["query"] == photo].head(top).drop(columns="query").to_string(index=False, float_format="%.3f"))
 
-# %% ../nbs/14_cli.ipynb #c8333403
+# %% ../nbs/14_cli.ipynb #4bf702d5
 @evaluate_app.command("images")
 def evaluate_images_command(
     train: Annotated[Path, typer.Option("--train", help="A folder with a sub-folder a label, to learn from.")],
@@ -132,7 +132,7 @@ def encoders_command(pattern: Annotated[str, typer.Argument(help="For example 'r
     from fitmatch.encoders import list_encoders
     print("\n".join(list_encoders(pattern)))
 
-# %% ../nbs/14_cli.ipynb #635cb836
+# %% ../nbs/14_cli.ipynb #63d35569
 def run_command_line(
     arguments:list|None=None, # what was typed; default: the real command line
 ) -> int: # exit code: 0 well, 2 the user's mistake, 130 interrupted, 1 our mistake

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['check_vectors', 'EmbeddingStore', 'encode_images', 'embed']
 
-# %% ../nbs/05_embed.ipynb #4993cfcc
+# %% ../nbs/05_embed.ipynb #7531bcf3
 import re
 import zlib
 from contextlib import contextmanager
@@ -21,7 +21,7 @@ from .catalogue import Catalogue, FitmatchError, disk_errors_explained
 from .encoders import Encoder
 from .images import ImageRefused, map_ahead, open_image
 
-# %% ../nbs/05_embed.ipynb #37fa9e54
+# %% ../nbs/05_embed.ipynb #2c92a291
 def check_vectors(
     X:np.ndarray, # (n, d) vectors
     asins=None,   # (n,) keys for the message
@@ -36,7 +36,7 @@ def check_vectors(
         raise FitmatchError(f"{len(bad)} of {len(X)} vectors are zero or not finite, the first of {name}: the encoder cannot be used on this picture")
     return X
 
-# %% ../nbs/05_embed.ipynb #167a9886
+# %% ../nbs/05_embed.ipynb #722ac2b8
 def _table_name(encoder_name:str) -> str:
     "`img2vec:resnet18` is no name for a table; `img2vec-resnet18` is"
     return re.sub(r"[^A-Za-z0-9_.-]", "-", encoder_name)
@@ -51,7 +51,7 @@ def _checksums(X:np.ndarray) -> list:
     "CRC-32 of each row's bytes"
     return [zlib.crc32(row.tobytes()) for row in X]
 
-# %% ../nbs/05_embed.ipynb #4242bc5a
+# %% ../nbs/05_embed.ipynb #58421709
 def _refuse_other_encoder(
     found:dict, # the table's metadata
     schema:pa.Schema, # what we want to write
@@ -64,7 +64,7 @@ def _refuse_other_encoder(
         say = lambda d: f"{d.get('encoder')} (weights {d.get('weights_sha256', '')[:12]}, {d.get('dim')} numbers)"
         raise FitmatchError(f"{path} holds embeddings of {say(found)}, not of {say(wanted)}: give another workspace, or the weights it was made with")
 
-# %% ../nbs/05_embed.ipynb #f9971c7a
+# %% ../nbs/05_embed.ipynb #276d35bd
 def _open_or_create(db, name:str, schema:pa.Schema):
     "The table of that name; an empty one when there is none yet"
     try: return db.open_table(name)
@@ -72,7 +72,7 @@ def _open_or_create(db, name:str, schema:pa.Schema):
         if "not found" not in str(e): raise
     return db.create_table(name, schema=schema)
 
-# %% ../nbs/05_embed.ipynb #c9ebea30
+# %% ../nbs/05_embed.ipynb #69e38634
 class EmbeddingStore:
     "The embeddings of one encoder in a workspace: append, resume, read back"
     def __init__(self,
@@ -111,7 +111,7 @@ class EmbeddingStore:
         if _checksums(X) != table["checksum"].to_pylist(): raise FitmatchError(f"{self.path} is damaged: delete it and embed again")
         return np.array(table["asin"].to_pylist(), dtype=object), X
 
-# %% ../nbs/05_embed.ipynb #706862f2
+# %% ../nbs/05_embed.ipynb #9add6eaa
 @contextmanager
 def _lance_errors_explained(path:Path):
     "Turns the store's disk errors into `FitmatchError`"
@@ -122,7 +122,7 @@ def _lance_errors_explained(path:Path):
                 if text in str(e): raise FitmatchError(f"cannot write {path}: {meaning}. What was stored before is untouched") from e
             raise
 
-# %% ../nbs/05_embed.ipynb #725a8d26
+# %% ../nbs/05_embed.ipynb #7dab2bfc
 def encode_images(
     encoder:Encoder, # the network
     sources,         # iterable of paths, bytes or pictures
@@ -133,7 +133,7 @@ def encode_images(
     ready = map_ahead(prepare, sources, ahead=2*batch_size)
     while batch := list(islice(ready, batch_size)): yield encoder.encode(torch.stack(batch))
 
-# %% ../nbs/05_embed.ipynb #8b691052
+# %% ../nbs/05_embed.ipynb #67f060f7
 def _to_do(
     catalogue:Catalogue, # with `image_sha256`
     store:EmbeddingStore|None,
@@ -144,7 +144,7 @@ def _to_do(
     hashes = products["image_sha256"] if "image_sha256" in products else [None]*len(products)
     return np.array([i for i, (a, h) in enumerate(zip(products["asin"], hashes)) if a not in known or known[a] != h], dtype=int)
 
-# %% ../nbs/05_embed.ipynb #93938f80
+# %% ../nbs/05_embed.ipynb #5a5e8c5f
 def embed(
     catalogue:Catalogue, # clean; its pictures checked by `check_images`
     encoder:Encoder,     # of `load_encoder`
@@ -170,7 +170,7 @@ def embed(
                 store.add(asins[rows], hashes[rows], X[rows])
     return _merge_stored(catalogue, store, X, todo) if store else X
 
-# %% ../nbs/05_embed.ipynb #5cf148b3
+# %% ../nbs/05_embed.ipynb #20c93de6
 def _merge_stored(catalogue, store, X, computed):
     "Fills the rows that were not computed in this run from the store"
     rest = np.setdiff1d(np.arange(len(X)), computed)

@@ -8,7 +8,7 @@ __all__ = ['PATIENCE', 'BUNDLED', 'pick_device', 'FashionCNN', 'network_table', 
            'strip_head', 'provided_weights', 'save_encoder', 'list_encoders', 'encoder_info', 'encoder_table',
            'load_encoder']
 
-# %% ../nbs/04_encoders.ipynb #3be428eb
+# %% ../nbs/04_encoders.ipynb #ffcb1790
 import difflib
 import fnmatch
 import hashlib
@@ -41,7 +41,7 @@ import fitmatch
 from .catalogue import FitmatchError, writing
 from .images import map_ahead, open_image
 
-# %% ../nbs/04_encoders.ipynb #1f1beb77
+# %% ../nbs/04_encoders.ipynb #077b783e
 def pick_device(
     device:str|torch.device|None=None, # "cpu", "cuda:1", …; default: cuda, else mps, else cpu
 ) -> torch.device:
@@ -54,7 +54,7 @@ def pick_device(
         raise FitmatchError(f"no CUDA device for {str(device)!r}: leave the device out, or type 'cpu'")
     return device
 
-# %% ../nbs/04_encoders.ipynb #8f39d7c9
+# %% ../nbs/04_encoders.ipynb #adc697d0
 def _block(c_in, c_mid, c_out, k1, k2, dropout, pool=True):
     "Two bias-free convolutions, BatchNorm, ReLU, MaxPool, Dropout"
     return nn.Sequential(
@@ -74,7 +74,7 @@ class FashionCNN(nn.Module):
         return self.block3(self.block2(self.block1(x.float().div(127.5).sub(1))))
     def forward(self, x): return self.maps(x).mean((2, 3)) # (n, 256)
 
-# %% ../nbs/04_encoders.ipynb #0d4c2c4d
+# %% ../nbs/04_encoders.ipynb #4b499c0b
 def network_table(
     network:nn.Module, # any network of two-dimensional convolutions
     size:int=64,       # side of the input picture
@@ -96,7 +96,7 @@ def network_table(
     for hook in hooks: hook.remove()
     return pd.DataFrame(rows, columns=["layer", "kind", "output", "weights", "multiplications"])
 
-# %% ../nbs/04_encoders.ipynb #7b780fd7
+# %% ../nbs/04_encoders.ipynb #5a296736
 class _Residual(nn.Module):
     "x + two 3 × 3 convolutions, or a narrow bottleneck where `mid` is given"
     def __init__(self, c, mid=None):
@@ -123,7 +123,7 @@ class FashionNet(nn.Module):
 
 _NETWORKS = {"FashionCNN": FashionCNN, "FashionNet": FashionNet}
 
-# %% ../nbs/04_encoders.ipynb #507657e0
+# %% ../nbs/04_encoders.ipynb #ae490d13
 def read_weights(
     path:str|Path, # a .safetensors file
 ) -> dict: # name -> tensor
@@ -150,7 +150,7 @@ def state_sha256(state:dict) -> str:
         digest.update(state[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
-# %% ../nbs/04_encoders.ipynb #d2e1c318
+# %% ../nbs/04_encoders.ipynb #f1b2d22b
 def load_uint8(
     paths, # picture files
     size:int=64, # side in pixels; the whole picture is squeezed into the square
@@ -160,7 +160,7 @@ def load_uint8(
     pictures = list(map_ahead(one, paths))
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
 
-# %% ../nbs/04_encoders.ipynb #d6373574
+# %% ../nbs/04_encoders.ipynb #2cc361e3
 def augment(
     x:torch.Tensor, # (n, 3, h, w) uint8 or float of 0 to 255
     size:int,       # side of the result
@@ -182,7 +182,7 @@ def augment(
     grey = x.mean(1, keepdim=True)
     return (((x - grey)*colour + grey)*light).clamp(0, 255)
 
-# %% ../nbs/04_encoders.ipynb #1a8f6ccb
+# %% ../nbs/04_encoders.ipynb #df91283f
 def relation_loss(
     z:torch.Tensor,       # (n, d) embeddings of a batch
     teacher:torch.Tensor, # (n, t) the teacher's vectors of the same pictures
@@ -191,7 +191,7 @@ def relation_loss(
     z, teacher = (F.normalize(v - v.mean(0), dim=1) for v in (z, teacher))
     return F.mse_loss(z @ z.T, teacher @ teacher.T)
 
-# %% ../nbs/04_encoders.ipynb #38250a8f
+# %% ../nbs/04_encoders.ipynb #067f0f67
 class _Student(nn.Module):
     "A network with one linear head a question and a projection onto the teacher; thrown away after training"
     def __init__(self, network, n_classes, teacher_dim):
@@ -218,7 +218,7 @@ class _Student(nn.Module):
             out["relation"] = relation_loss(z, teacher)
         return {name: weights.get(name, 1.)*loss for name, loss in out.items()}
 
-# %% ../nbs/04_encoders.ipynb #bd3a9827
+# %% ../nbs/04_encoders.ipynb #1b3bf620
 class _Training:
     "Everything a run needs to go on: student, optimizer, schedule, history"
     def __init__(self, images, targets, teacher, network, size, batch_size, zoom, weights, random_state, device):
@@ -266,7 +266,7 @@ class _Training:
         targets = {name: t[rows].to(self.device) for name, t in self.targets.items()}
         return self.student.losses(augment(x, self.size, generator, self.zoom), targets, teacher, self.weights)
 
-# %% ../nbs/04_encoders.ipynb #a222e5ae
+# %% ../nbs/04_encoders.ipynb #1d3aec38
 def _save_checkpoint(run:_Training, path):
     "Student and optimizer as safetensors; the file is replaced whole, so a killed run leaves its last whole epoch"
     state = run.optimizer.state_dict()
@@ -292,7 +292,7 @@ def _resume(run:_Training, path):
     run.optimizer.load_state_dict({"state": state, "param_groups": notes["groups"]})
     run.lr.last_epoch, run.epoch, run.history = notes["steps"], notes["epoch"], notes["history"]
 
-# %% ../nbs/04_encoders.ipynb #dbaccc92
+# %% ../nbs/04_encoders.ipynb #1100e40e
 def train_encoder(
     images,       # (n, 3, h, w) uint8 tensor, or a list of picture files
     targets:dict, # question -> (n,) class numbers, -1 where the answer is unknown
@@ -328,7 +328,7 @@ def train_encoder(
     bar.close()
     return run.student.network.eval(), pd.DataFrame(run.history)
 
-# %% ../nbs/04_encoders.ipynb #fe119c0f
+# %% ../nbs/04_encoders.ipynb #697bfc8b
 @dataclass(frozen=True)
 class EncoderInfo:
     "What one wants to know before choosing an encoder"
@@ -365,7 +365,7 @@ class Encoder:
 
     def __repr__(self): return f"Encoder({self.info.name!r}, dim={self.info.dim}, weights {self.weights_sha256[:12]}, {self.device})"
 
-# %% ../nbs/04_encoders.ipynb #d789382a
+# %% ../nbs/04_encoders.ipynb #4453539b
 def strip_head(
     model:nn.Module, # a torchvision classification network; changed in place
 ) -> nn.Module: # (n, 3, h, w) -> (n, dim)
@@ -379,7 +379,7 @@ def strip_head(
         if hasattr(model, name): setattr(model, name, None)
     return model
 
-# %% ../nbs/04_encoders.ipynb #7140244d
+# %% ../nbs/04_encoders.ipynb #6d031fd3
 @lru_cache(maxsize=1)
 def _torchvision_names() -> tuple:
     "Every classification network of torchvision"
@@ -406,7 +406,7 @@ def _skeleton(name:str) -> tuple: # (all: key -> shape, needed: keys of the feat
     dim = features(torch.zeros(1, 3, size, size, device="meta")).shape[1]
     return shapes, frozenset(ids[id(t)] for t in kept), dim, sum(t.numel() for t in kept)
 
-# %% ../nbs/04_encoders.ipynb #5652fee9
+# %% ../nbs/04_encoders.ipynb #e831e737
 def _misfit(state:dict, name:str) -> str: # "" when it fits
     "In words, what of a file does not fit a network"
     shapes, needed, *_ = _skeleton(name)
@@ -427,7 +427,7 @@ def _looks_like(state:dict) -> str: # "" when it cannot be told
     likely = sorted(far, key=far.get)[:10] if size < _HEAVY else []
     return next((name for name in likely if not _misfit(state, name)), "")
 
-# %% ../nbs/04_encoders.ipynb #999a586b
+# %% ../nbs/04_encoders.ipynb #00a14b16
 _HEAVY = 100_000_000 # files with more numbers than this are not guessed at
 
 def _renamed(state:dict) -> dict:
@@ -447,7 +447,7 @@ def _fitting(
                             (f" It looks like {guess}: load_encoder({guess!r}, weights=…)" if guess else " Give the encoder it was made for"))
     return state
 
-# %% ../nbs/04_encoders.ipynb #9d4bb589
+# %% ../nbs/04_encoders.ipynb #44d4846d
 PATIENCE = 10. # seconds to wait for the server of the weights
 
 def _is_reachable(url:str) -> bool:
@@ -479,7 +479,7 @@ def _download_explained(name:str):
         raise FitmatchError(f"the downloaded weights {kept} are damaged: remove that file and try again") from e
     finally: socket.setdefaulttimeout(timeout)
 
-# %% ../nbs/04_encoders.ipynb #a5f15739
+# %% ../nbs/04_encoders.ipynb #3aa55deb
 def _weights_for(
     name:str, # a torchvision network
     path:str|Path|None, # a local file, or None to download
@@ -500,7 +500,7 @@ def _complete(
     return {key: state[key] if fits(key) else torch.zeros(shape, dtype=torch.int64 if key.endswith("num_batches_tracked") else torch.float32)
             for key, shape in shapes.items()}
 
-# %% ../nbs/04_encoders.ipynb #e46c362f
+# %% ../nbs/04_encoders.ipynb #48c1657f
 def _torchvision_info(name:str) -> EncoderInfo:
     "What torchvision's own notes say about a network"
     weights = get_model_weights(name).DEFAULT
@@ -519,7 +519,7 @@ def _load_torchvision(name, path, device) -> Encoder:
     model.load_state_dict(tensors)
     return Encoder(replace(info, weights=source), strip_head(model.eval()), get_model_weights(name).DEFAULT.transforms(), sha256, device)
 
-# %% ../nbs/04_encoders.ipynb #fc0c3296
+# %% ../nbs/04_encoders.ipynb #644469ce
 _IMG2VEC = {"resnet": "resnet18", "alexnet": "alexnet", "vgg": "vgg11_bn", "densenet": "densenet121",
             **{f"resnet{n}": f"resnet{n}" for n in (18, 34, 50, 101, 152)}, **{f"vgg{n}": f"vgg{n}_bn" for n in (11, 13, 16, 19)},
             **{f"densenet{n}": f"densenet{n}" for n in (121, 161, 169, 201)}, **{f"efficientnet_b{n}": f"efficientnet_b{n}" for n in range(8)}}
@@ -531,7 +531,7 @@ def provided_weights(
     "Inside, torchvision's networks are filled with these weights and nothing is downloaded"
     with mock.patch.object(torchvision.models.WeightsEnum, "get_state_dict", lambda self, *args, **kwargs: dict(state)): yield
 
-# %% ../nbs/04_encoders.ipynb #632891ab
+# %% ../nbs/04_encoders.ipynb #2bab3f82
 class _Img2VecNetwork(nn.Module):
     "Img2Vec as a network: pictures that went through its own transforms in, its own vectors out"
     def __init__(self, extractor):
@@ -551,7 +551,7 @@ def _img2vec_dim(short:str) -> int:
     known = {"resnet": 512, "densenet": 1024, **Img2Vec.RESNET_OUTPUT_SIZES, **Img2Vec.DENSENET_OUTPUT_SIZE, **Img2Vec.EFFICIENTNET_OUTPUT_SIZES}
     return known.get(short, 4096)
 
-# %% ../nbs/04_encoders.ipynb #4afb94d2
+# %% ../nbs/04_encoders.ipynb #fa79f2d2
 def _img2vec_info(name:str) -> EncoderInfo:
     short = name.split(":")[1]
     network = _IMG2VEC[short]
@@ -569,7 +569,7 @@ def _load_img2vec(name, path, device) -> Encoder:
     return Encoder(replace(_img2vec_info(name), weights=source), _Img2VecNetwork(extractor),
                    lambda image: transforms(image).as_subclass(torch.Tensor), sha256, device)
 
-# %% ../nbs/04_encoders.ipynb #b13cd043
+# %% ../nbs/04_encoders.ipynb #b3308f78
 def _square(size:int, resample=Image.Resampling.BILINEAR):
     "Preprocessing that squeezes the whole picture into a square and keeps 0 to 255"
     def preprocess(image): # PIL -> (3, size, size) float32
@@ -586,7 +586,7 @@ def _load_pixels(name, path, device) -> Encoder:
     if path is not None: raise FitmatchError("the encoder 'pixels' has no weights: leave weights out")
     return Encoder(_PIXELS_INFO, _Pixels(), _square(8, Image.Resampling.BOX), hashlib.sha256(b"pixels 8x8 v1").hexdigest(), device)
 
-# %% ../nbs/04_encoders.ipynb #f2155596
+# %% ../nbs/04_encoders.ipynb #0086bd46
 BUNDLED = Path(fitmatch.__file__).parent/"weights"/"fitmatch-cnn.safetensors"
 
 def save_encoder(
@@ -602,7 +602,7 @@ def save_encoder(
         partial.chmod(0o644)  # safetensors makes it readable for its owner only
     return Path(path)
 
-# %% ../nbs/04_encoders.ipynb #a32a31b3
+# %% ../nbs/04_encoders.ipynb #2ea0aacb
 def _own_network(path:Path) -> tuple: # (network, input size)
     "The network that a file of `save_encoder` holds"
     state = read_weights(path)
@@ -623,7 +623,7 @@ def _load_own(name, path, device) -> Encoder:
                    preprocessing=f"squeezed to {size} × {size}, rescaled inside")
     return Encoder(info, network, _square(size), file_sha256(path or BUNDLED), device)
 
-# %% ../nbs/04_encoders.ipynb #ebca4333
+# %% ../nbs/04_encoders.ipynb #e9715ff8
 def _own_info(name="fitmatch-cnn") -> EncoderInfo:
     "What the file beside the bundled weights says"
     notes = json.loads(BUNDLED.with_suffix(".json").read_text(encoding="utf-8"))
@@ -631,7 +631,7 @@ def _own_info(name="fitmatch-cnn") -> EncoderInfo:
     return EncoderInfo(name, 256, size, size, "Apache-2.0", notes["parameters"], "bundled with fitmatch",
                        f"{notes['network']}, trained by us", f"squeezed to {size} × {size}, rescaled inside")
 
-# %% ../nbs/04_encoders.ipynb #0992f9ac
+# %% ../nbs/04_encoders.ipynb #9f99835b
 @lru_cache(maxsize=1)
 def _registry() -> dict: # name -> (load(name, weights, device), info(name))
     return {"fitmatch-cnn": (_load_own, _own_info), "pixels": (_load_pixels, lambda name: _PIXELS_INFO),
@@ -644,7 +644,7 @@ def list_encoders(
     "The names that `load_encoder` takes"
     return fnmatch.filter(_registry(), pattern)
 
-# %% ../nbs/04_encoders.ipynb #52652129
+# %% ../nbs/04_encoders.ipynb #4e748671
 def _entry(name:str) -> tuple:
     "The registry's entry, or `FitmatchError` with the nearest names"
     if name in _registry(): return _registry()[name]
@@ -662,7 +662,7 @@ def encoder_table(
     "The encoders side by side"
     return pd.DataFrame([asdict(encoder_info(name)) for name in list_encoders(pattern)]).set_index("name")
 
-# %% ../nbs/04_encoders.ipynb #149a7781
+# %% ../nbs/04_encoders.ipynb #f7512335
 def load_encoder(
     name:str="fitmatch-cnn", # one of `list_encoders()`
     weights:str|Path|None=None, # a local .safetensors file; default: the bundled file or torchvision's download

@@ -8,7 +8,7 @@ __all__ = ['PARTS', 'SCORERS', 'ORIGINAL', 'item_groups', 'split_items', 'purcha
            'popularity_scores', 'category_prior_scores', 'cosine_scores', 'also_buy_scores', 'evaluate_matching',
            'random_negatives', 'scoreboard']
 
-# %% ../nbs/10_evaluate.ipynb #b9f85cb3
+# %% ../nbs/10_evaluate.ipynb #c245ec02
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,7 +18,7 @@ from .catalogue import Catalogue, FitmatchError, select
 from .match import AlsoBuyMatcher, also_buy_rows, score_pairs
 from .similar import normalise
 
-# %% ../nbs/10_evaluate.ipynb #daf65b55
+# %% ../nbs/10_evaluate.ipynb #710ce58d
 PARTS = ("train", "valid", "test")
 
 def item_groups(
@@ -44,7 +44,7 @@ def split_items(
     part[names[:n_valid]], part[names[n_valid:n_valid + n_test]] = "valid", "test"
     return part[groups]
 
-# %% ../nbs/10_evaluate.ipynb #a6ad69cd
+# %% ../nbs/10_evaluate.ipynb #dddbdf20
 def purchase_pairs(
     catalogue:Catalogue, # a clean catalogue
 ) -> np.ndarray: # (m, 2) rows, the smaller first, each pair once
@@ -65,7 +65,7 @@ def judged_pairs(
     good = (part[touched[:, 1]] == "train") & (groups[touched[:, 0]] != groups[touched[:, 1]])
     return touched[good, 0], touched[good, 1], int((~good).sum())
 
-# %% ../nbs/10_evaluate.ipynb #b55ed294
+# %% ../nbs/10_evaluate.ipynb #038c945c
 def training_part(
     catalogue:Catalogue, # all products
     part:np.ndarray,     # (n,) part of each
@@ -87,7 +87,7 @@ def find_leaks(
     leaks += [f"the purchase {a} with {b} is judged and known" for a, targets in zip(seen["asin"], seen["also_buy"]) for b in targets if b in hidden]
     return leaks
 
-# %% ../nbs/10_evaluate.ipynb #e76db9b6
+# %% ../nbs/10_evaluate.ipynb #ba887c79
 def same_category_negatives(
     query:np.ndarray,     # (p,) rows of photos
     candidate:np.ndarray, # (p,) rows of their true matches
@@ -111,7 +111,7 @@ def same_category_negatives(
         negative[open_[~bad]] = drawn[~bad]
     return negative
 
-# %% ../nbs/10_evaluate.ipynb #07c912d5
+# %% ../nbs/10_evaluate.ipynb #f47bf410
 def _weighted_auc(
     scores:np.ndarray,  # (p,) scores
     truth:np.ndarray,   # (p,) booleans
@@ -126,7 +126,7 @@ def _weighted_auc(
     below = np.cumsum(wrong, axis=1) - wrong
     return ((positive*(below + wrong/2)).sum(axis=1)/(positive.sum(axis=1)*wrong.sum(axis=1))).astype(float)
 
-# %% ../nbs/10_evaluate.ipynb #f8fb225b
+# %% ../nbs/10_evaluate.ipynb #69ac7338
 def auc_interval(
     scores:np.ndarray, # (p,) scores
     truth:np.ndarray,  # (p,) whether each pair is true
@@ -146,7 +146,7 @@ def auc_interval(
     low, high = np.nanquantile(np.concatenate(resampled), [tail, 1 - tail])
     return dict(auc=float(_weighted_auc(scores, truth, np.ones((1, len(scores))))[0]), low=float(low), high=float(high), n=len(scores))
 
-# %% ../nbs/10_evaluate.ipynb #1779ca7e
+# %% ../nbs/10_evaluate.ipynb #c6370b0d
 @dataclass
 class MatchingTask:
     "Judged pairs, and everything a scorer may know about them"
@@ -176,7 +176,7 @@ def matching_task(
     return MatchingTask(catalogue, X, part, np.tile(query, 2), np.concatenate([candidate, negative]),
                         np.repeat([True, False], len(query)), dropped + int((~has).sum()))
 
-# %% ../nbs/10_evaluate.ipynb #1aaf28d9
+# %% ../nbs/10_evaluate.ipynb #b341b433
 def random_scores(task:MatchingTask, random_state:int=0) -> np.ndarray:
     "A coin for each pair"
     return np.random.default_rng(random_state).random(len(task.query))
@@ -210,7 +210,7 @@ def also_buy_scores(task:MatchingTask, n_neighbors:int=5) -> np.ndarray:
     photos, query = np.unique(task.query, return_inverse=True)
     return score_pairs(matcher, task.X[photos], query, np.searchsorted(train, task.candidate))
 
-# %% ../nbs/10_evaluate.ipynb #16186bf7
+# %% ../nbs/10_evaluate.ipynb #9886abf0
 SCORERS = {"random": random_scores, "popularity": popularity_scores, "category prior": category_prior_scores,
            "cosine": cosine_scores, "also-buy rule": also_buy_scores}
 
@@ -224,7 +224,7 @@ def evaluate_matching(
     rows = {name: auc_interval(scorer(task), task.truth, groups, random_state=random_state) for name, scorer in scorers.items()}
     return pd.DataFrame(rows).T.astype({"n": int})
 
-# %% ../nbs/10_evaluate.ipynb #7f9b2172
+# %% ../nbs/10_evaluate.ipynb #a2e4429b
 def random_negatives(
     task:MatchingTask, # with same-category wrong answers
     random_state:int=0,
@@ -241,7 +241,7 @@ def random_negatives(
     if len(open_): raise FitmatchError(f"{len(open_)} photos were bought with nearly everything: there are no wrong answers to draw")
     return replace(task, candidate=candidate)
 
-# %% ../nbs/10_evaluate.ipynb #6777699b
+# %% ../nbs/10_evaluate.ipynb #ebe31cb2
 ORIGINAL = {"encoder": "original project: Img2Vec", "mlp": 0.83, "kmeans": 0.24, "quoted": True}
 
 def scoreboard(

@@ -7,7 +7,7 @@ __all__ = ['PALETTE', 'SYMBOLS', 'Reduction', 'reduce', 'label_styles', 'sample_
            'cluster', 'assign_labels', 'cluster_scores', 'cluster_summary', 'gallery', 'cluster_rows',
            'cluster_galleries', 'plotly_text', 'catalogue_map', 'thumbnails', 'script_json', 'map_assets', 'map_html']
 
-# %% ../nbs/06_explore.ipynb #7be213bd
+# %% ../nbs/06_explore.ipynb #2bac5bef
 import hashlib
 import html
 import json
@@ -24,11 +24,12 @@ from scipy.optimize import linear_sum_assignment
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score, pairwise_distances, silhouette_score
+from threadpoolctl import threadpool_limits
 
 from .catalogue import Catalogue, FitmatchError
 from .images import ImageRefused, data_uri, map_ahead, open_image, thumbnail
 
-# %% ../nbs/06_explore.ipynb #d65613d9
+# %% ../nbs/06_explore.ipynb #ed5d8bf1
 def _checked(
     X, # (n, d) numbers
 ) -> np.ndarray: # (n, d) float64
@@ -53,7 +54,7 @@ class Reduction:
         "Coordinates of other products on the same axes"
         return self.model.transform(_checked(X)).astype(np.float32)
 
-# %% ../nbs/06_explore.ipynb #da1c2b44
+# %% ../nbs/06_explore.ipynb #5603684b
 def reduce(
     X,                  # (n, d) embeddings
     n_components:int=3, # axes to keep
@@ -70,7 +71,7 @@ def reduce(
     ratios = np.nan_to_num(model.explained_variance_ratio_).clip(0, 1)
     return Reduction(points.astype(np.float32), ratios, float(np.clip(1 - ratios.sum(), 0, 1)) if ratios.any() else 0., model)
 
-# %% ../nbs/06_explore.ipynb #8352e071
+# %% ../nbs/06_explore.ipynb #15e320fd
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#8C8C8C", "#F0E442")
 SYMBOLS = ("circle", "square", "diamond", "cross", "circle-open", "square-open", "diamond-open")
 
@@ -80,7 +81,7 @@ def label_styles(
     "A colour and a marker shape for each label; 56 labels before a pair comes again"
     return {label: (PALETTE[i % len(PALETTE)], SYMBOLS[i % len(SYMBOLS)]) for i, label in enumerate(labels)}
 
-# %% ../nbs/06_explore.ipynb #cd9e3a72
+# %% ../nbs/06_explore.ipynb #65f42a10
 def sample_rows(
     n:int,     # rows there are
     most:int,  # rows wanted at most
@@ -91,7 +92,8 @@ def sample_rows(
 
 def _kmeans(X:np.ndarray, k:int, random_state:int) -> KMeans:
     "A fitted KMeans: the best of ten starts"
-    return KMeans(k, n_init=10, random_state=random_state).fit(X.astype(np.float32))
+    few = X.size < 4_000_000     # on a busy machine threads that wait for each other cost more than they bring
+    with threadpool_limits(1 if few else None): return KMeans(k, n_init=10, random_state=random_state).fit(X.astype(np.float32))
 
 def cluster_curve(
     X,                  # (n, d) embeddings
@@ -117,7 +119,7 @@ def cluster_curve(
     curve.attrs = {"rows": len(X), "silhouette_rows": len(rows)}
     return curve
 
-# %% ../nbs/06_explore.ipynb #43545a56
+# %% ../nbs/06_explore.ipynb #d9f93d82
 def plot_cluster_curve(
     curve:pd.DataFrame, # from `cluster_curve`
     k:int|None=7,       # the number chosen, marked; None marks nothing
@@ -135,7 +137,7 @@ def plot_cluster_curve(
     plt.close(fig)  # the notebook shows what is returned, once
     return fig
 
-# %% ../nbs/06_explore.ipynb #c0c584d0
+# %% ../nbs/06_explore.ipynb #251af86a
 def cluster(
     X,                  # (n, d) embeddings
     k:int=7,            # number of clusters
@@ -148,7 +150,7 @@ def cluster(
     rank = np.argsort(np.argsort(-np.bincount(labels, minlength=k), kind="stable"), kind="stable")
     return rank[labels]
 
-# %% ../nbs/06_explore.ipynb #0dce132f
+# %% ../nbs/06_explore.ipynb #4f51ef25
 def _crosstab(labels, truth) -> pd.DataFrame:
     "Products by cluster and label; products without a label are left out. Raises `FitmatchError` when none has one"
     labels, truth = np.asarray(labels), np.asarray(truth, dtype=object)
@@ -178,7 +180,7 @@ def cluster_scores(
     return {"accuracy": float(right/known.sum()), "ari": float(adjusted_rand_score(truth, labels)),
             "nmi": float(normalized_mutual_info_score(truth, labels))}
 
-# %% ../nbs/06_explore.ipynb #9a560d80
+# %% ../nbs/06_explore.ipynb #bb168212
 def cluster_summary(
     labels, # (n,) clusters
     truth,  # (n,) labels, None where unknown
@@ -190,7 +192,7 @@ def cluster_summary(
         rows.append((int(c), len(members), counts.index[0] if len(counts) else None, counts.iloc[0]/counts.sum() if len(counts) else np.nan))
     return pd.DataFrame(rows, columns=["cluster", "size", "label", "purity"])
 
-# %% ../nbs/06_explore.ipynb #483e6707
+# %% ../nbs/06_explore.ipynb #efa8e50a
 def _shorten(
     value,       # a title, or nothing
     most:int=60, # characters
@@ -215,7 +217,7 @@ def _draw_picture(
         axis.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", facecolor="#dddddd")
         axis.text(.5, .5, e.reason, ha="center", va="center", fontsize=6, color="#555555", parse_math=False)
 
-# %% ../nbs/06_explore.ipynb #5dd386d6
+# %% ../nbs/06_explore.ipynb #3572f2b0
 def gallery(
     catalogue:Catalogue, # where the pictures are
     rows,                # row numbers, in the order to show
@@ -239,7 +241,7 @@ def gallery(
     plt.close(fig)
     return fig
 
-# %% ../nbs/06_explore.ipynb #c4b58f1c
+# %% ../nbs/06_explore.ipynb #2d08967b
 def cluster_rows(
     labels, # (n,) clusters
     n:int=10, # products of each at most
@@ -269,7 +271,7 @@ def cluster_galleries(
     plt.close(fig)
     return fig
 
-# %% ../nbs/06_explore.ipynb #0514355c
+# %% ../nbs/06_explore.ipynb #3ae5979b
 def plotly_text(
     value,       # any text of the catalogue
     most:int=60, # characters before it is cut
@@ -278,7 +280,7 @@ def plotly_text(
     text = html.escape(_shorten(value, most), quote=True)
     return text.replace("$", "&#36;").replace("%", "&#37;").replace("{", "&#123;")
 
-# %% ../nbs/06_explore.ipynb #96640165
+# %% ../nbs/06_explore.ipynb #3b89ec1e
 def _colour_column(
     color,               # a column's name, or one value a product
     catalogue:Catalogue, # the products
@@ -301,7 +303,7 @@ def _value_order(values:pd.Series, catalogue:Catalogue) -> list:
     except TypeError: rest = sorted(found - set(catalogue.labels), key=str)
     return [label for label in catalogue.labels if label in found] + rest
 
-# %% ../nbs/06_explore.ipynb #769664f4
+# %% ../nbs/06_explore.ipynb #fb317c6b
 def _traces(
     points:np.ndarray, # (n, dims)
     values:pd.Series,  # (n,) what colours them
@@ -325,7 +327,7 @@ def _traces(
                         line=dict(color=colour, width=2 if "open" in symbol else 0))))
     return traces
 
-# %% ../nbs/06_explore.ipynb #21360833
+# %% ../nbs/06_explore.ipynb #2d741dd3
 def catalogue_map(
     points,                # (n, 2 or 3) coordinates; a `Reduction` will do
     catalogue:Catalogue,   # row i lies at point i
@@ -350,7 +352,7 @@ def catalogue_map(
     figure.update_layout(**_map_layout(names, height), meta={"views": meta, "items": [[str(a), _shorten(t, 120)] for a, t in zip(catalogue.products["asin"], catalogue.products["title"])]})
     return figure
 
-# %% ../nbs/06_explore.ipynb #521bb661
+# %% ../nbs/06_explore.ipynb #9779851e
 def _map_layout(
     names:list, # what the axes mean
     height:int, # pixels
@@ -366,7 +368,7 @@ def _map_layout(
     return dict(axes, height=height, template="none", margin=dict(l=0, r=0, t=8, b=0), legend=legend, uirevision="fitmatch", hovermode="closest",
                 paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)", font=dict(family="system-ui, sans-serif", size=13))
 
-# %% ../nbs/06_explore.ipynb #db668611
+# %% ../nbs/06_explore.ipynb #d9281349
 def _thumb(source, size:int) -> str:
     "A small picture as a data URI; empty where it cannot be opened"
     try: return data_uri(thumbnail(source, size=size, quality=72))
@@ -386,7 +388,7 @@ def thumbnails(
         thumb_size = next((size for size in (128, 112, 96, 80, 64, 56, 48, 40) if fits(size)), 32)
     return list(map_ahead(lambda path: _thumb(path, thumb_size), paths))
 
-# %% ../nbs/06_explore.ipynb #64f82f61
+# %% ../nbs/06_explore.ipynb #861ffd2d
 _MAP_CSS = """
 .fm-map{display:flex;gap:16px;align-items:stretch;color:inherit;font:14px/1.45 system-ui,sans-serif;max-width:100%}
 .fm-map *{box-sizing:border-box}
@@ -420,7 +422,7 @@ _MAP_BODY = """<div class="fm-main"><div class="fm-views" role="group" aria-labe
 <p class="fm-detail"></p><div class="fm-steps"><button type="button" class="fm-back">‹ back</button><button type="button" class="fm-next">next ›</button></div>
 <p class="fm-hint">Point at a dot to see it, click or tap to pin it.</p></aside>"""
 
-# %% ../nbs/06_explore.ipynb #37a020f3
+# %% ../nbs/06_explore.ipynb #1761b807
 _MAP_JS = """
 function fitmatchPlotly(url, go, fail) {
   if (window.Plotly) return go(window.Plotly);
@@ -459,7 +461,7 @@ function fitmatchFlat(figure) {                          // no WebGL: the first 
 }
 """
 
-# %% ../nbs/06_explore.ipynb #9f5490c6
+# %% ../nbs/06_explore.ipynb #4d7ebb4e
 _MAP_PANEL = """
 function fitmatchPanel(root, pack) {                     // fills the panel; .pin is replaced once there is a plot
   const one = s => root.querySelector(s), image = one("img"), n = pack.items.length, views = Object.entries(pack.views);
@@ -490,7 +492,7 @@ function fitmatchButton(root, text, click, label) {
 }
 """
 
-# %% ../nbs/06_explore.ipynb #2eec0c95
+# %% ../nbs/06_explore.ipynb #093c9507
 _MAP_DRAW = """
 function fitmatchRing(figure) {                          // a trace of one point: what is pinned
   const type = figure.data[0].type, flat = type === "scatter";
@@ -523,7 +525,7 @@ function fitmatchWire(Plotly, root, pack, panel, plot, ring, eye) {
 }
 """
 
-# %% ../nbs/06_explore.ipynb #afb618db
+# %% ../nbs/06_explore.ipynb #61943883
 _MAP_START = """
 function fitmatchMap(root) {
   if (root.dataset.ready) return;
@@ -552,7 +554,7 @@ function fitmatchMap(root) {
 document.querySelectorAll(".fm-map").forEach(fitmatchMap);
 """
 
-# %% ../nbs/06_explore.ipynb #69f45ce6
+# %% ../nbs/06_explore.ipynb #55a26cee
 def script_json(
     value, # what json.dumps takes
 ) -> str:

@@ -6,7 +6,7 @@
 __all__ = ['FORMATS', 'SUFFIXES', 'MAX_PIXELS', 'MIN_SIDE', 'ImageRefused', 'open_image', 'thumbnail', 'data_uri', 'map_ahead',
            'group_by_keys', 'check_images']
 
-# %% ../nbs/03_images.ipynb #d1b720e5
+# %% ../nbs/03_images.ipynb #f1bb7a99
 import base64
 import hashlib
 import io
@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 
 from .catalogue import Catalogue, FitmatchError, refuse
 
-# %% ../nbs/03_images.ipynb #df802132
+# %% ../nbs/03_images.ipynb #02751326
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 MAX_PIXELS = 25_000_000
@@ -35,7 +35,7 @@ class ImageRefused(FitmatchError):
         self.reason, self.detail = reason, detail
         super().__init__(f"{reason}: {detail}" if detail else reason)
 
-# %% ../nbs/03_images.ipynb #f915e69f
+# %% ../nbs/03_images.ipynb #ed7c9ecc
 def _to_rgb(
     image:Image.Image, # any mode
 ) -> Image.Image: # RGB
@@ -49,7 +49,7 @@ def _to_rgb(
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")
 
-# %% ../nbs/03_images.ipynb #7ca9b1f0
+# %% ../nbs/03_images.ipynb #0466eae7
 def _read_bytes(source) -> bytes:
     "The file's bytes; a missing or unreadable file is an `ImageRefused`"
     if isinstance(source, bytes): return source
@@ -68,7 +68,7 @@ def _decode(
         if max_side: image.draft("RGB", (max_side, max_side))
         return _to_rgb(ImageOps.exif_transpose(image))
 
-# %% ../nbs/03_images.ipynb #b6fe6306
+# %% ../nbs/03_images.ipynb #3e82ec55
 def open_image(
     source:str|Path|bytes|Image.Image, # a path, a file's bytes, or a picture
     max_side:int|None=None, # only a picture of about this many pixels a side is wanted: JPEG decodes faster
@@ -87,7 +87,7 @@ def open_image(
     except Exception as e:  # the decoders raise OSError, ValueError, SyntaxError, struct.error, … for broken files
         raise ImageRefused("corrupt picture", f"{name}: {str(e)[:100] or type(e).__name__}") from e
 
-# %% ../nbs/03_images.ipynb #37ca2b02
+# %% ../nbs/03_images.ipynb #52135298
 def thumbnail(
     source:str|Path|bytes|Image.Image, # as for `open_image`
     size:int=64,    # pixels of the longer side
@@ -107,7 +107,7 @@ def data_uri(
     kind = "png" if data[:4] == b"\x89PNG" else "jpeg" if data[:2] == b"\xff\xd8" else "webp"
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
-# %% ../nbs/03_images.ipynb #89db4028
+# %% ../nbs/03_images.ipynb #ed7aa9de
 def map_ahead(
     function, # called on each item in a thread
     items,    # any iterable
@@ -123,7 +123,7 @@ def map_ahead(
             if len(waiting) >= ahead: yield waiting.pop(0).result()
         for future in waiting: yield future.result()
 
-# %% ../nbs/03_images.ipynb #2ecb5f6c
+# %% ../nbs/03_images.ipynb #b5d4b626
 def _fingerprint(path:Path):
     "(sha256 of the bytes, sha256 of the pixels), or the `ImageRefused`"
     try:
@@ -146,7 +146,7 @@ def group_by_keys(
     links = coo_matrix((np.ones(len(rows)), (rows, columns)), shape=(n, n))
     return connected_components(links, directed=False)[1]
 
-# %% ../nbs/03_images.ipynb #a81d871f
+# %% ../nbs/03_images.ipynb #d56cb530
 def check_images(
     catalogue:Catalogue, # a clean catalogue
     progress:bool=True,  # show a progress bar

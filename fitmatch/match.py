@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MATCH_COLUMNS', 'also_buy_rows', 'first_allowed', 'AlsoBuyMatcher', 'score_pairs', 'choose_threshold']
 
-# %% ../nbs/09_match.ipynb #7a3388da
+# %% ../nbs/09_match.ipynb #87ef0a0d
 import numpy as np
 import pandas as pd
 from sklearn.base import BaseEstimator
@@ -14,7 +14,7 @@ from sklearn.utils.validation import check_is_fitted
 from .catalogue import Catalogue, FitmatchError
 from .similar import NearestItems, normalise
 
-# %% ../nbs/09_match.ipynb #d032b94b
+# %% ../nbs/09_match.ipynb #19705b68
 def also_buy_rows(
     catalogue:Catalogue, # a clean catalogue
 ) -> list: # n int64 arrays: the rows that product i was bought with
@@ -22,7 +22,7 @@ def also_buy_rows(
     row = {asin: i for i, asin in enumerate(catalogue.products["asin"])}
     return [np.array([row[a] for a in targets], dtype=np.int64) for targets in catalogue.products["also_buy"]]
 
-# %% ../nbs/09_match.ipynb #e838dbc6
+# %% ../nbs/09_match.ipynb #4037bb90
 def first_allowed(
     similarity:np.ndarray, # (m, l) neighbours, best first
     index:np.ndarray,      # (m, l) their rows
@@ -34,7 +34,7 @@ def first_allowed(
     take = lambda values: np.take_along_axis(values, order, axis=1)
     return take(similarity), np.where(take(banned), -1, take(index))
 
-# %% ../nbs/09_match.ipynb #be6e9116
+# %% ../nbs/09_match.ipynb #4ed8997b
 def _expand(
     via:np.ndarray,     # (p,) rows of neighbours
     offsets:np.ndarray, # (n + 1,) where each product's targets begin
@@ -46,7 +46,7 @@ def _expand(
     step = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     return source, targets[offsets[via][source] + step]
 
-# %% ../nbs/09_match.ipynb #fb87c5ea
+# %% ../nbs/09_match.ipynb #26f231dd
 def _checked_for_matching(X, catalogue):
     "Refuses embeddings of another catalogue, and a catalogue without purchases"
     if len(X) != len(catalogue): raise FitmatchError(f"{len(X)} embeddings for {len(catalogue)} products: embed this catalogue")
@@ -85,7 +85,7 @@ class _Purchases(BaseEstimator):
         group = dict(zip(self.asins_, self.groups_))
         return np.array([group.get(name, -1) for name in queries], dtype=np.int64)
 
-# %% ../nbs/09_match.ipynb #ef496d73
+# %% ../nbs/09_match.ipynb #5c22a2cc
 MATCH_COLUMNS = ("query", "via", "match", "similarity", "score", "decision")
 
 class AlsoBuyMatcher(_Purchases):
@@ -118,7 +118,7 @@ class AlsoBuyMatcher(_Purchases):
         table["score"] = np.einsum("ij,ij->i", normalise(Q)[table["query"]], self.X_[table["match"]])
         return table.sort_values(["query", "score", "match"], ascending=[True, False, True], kind="stable").reset_index(drop=True)
 
-# %% ../nbs/09_match.ipynb #aed8d1b1
+# %% ../nbs/09_match.ipynb #1d8c88d5
 def score_pairs(
     matcher:AlsoBuyMatcher, # fitted
     Q:np.ndarray,           # (m, d) embeddings of photos
@@ -132,7 +132,7 @@ def score_pairs(
     score = pd.Series(table["score"].to_numpy(), index=table["query"].to_numpy()*n + table["match"].to_numpy())
     return score.reindex(np.asarray(query)*n + np.asarray(candidate)).fillna(-1.0).to_numpy()
 
-# %% ../nbs/09_match.ipynb #fe4c617d
+# %% ../nbs/09_match.ipynb #41af569e
 def choose_threshold(
     scores:np.ndarray, # (p,) scores of validation pairs
     truth:np.ndarray,  # (p,) whether each is a match

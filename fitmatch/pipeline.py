@@ -6,7 +6,7 @@
 __all__ = ['stage', 'claim_workspace', 'classify_stage', 'match_stage', 'example_rows', 'example_matches', 'save_neighbours',
            'run', 'demo', 'n_clusters', 'summarise', 'match_photos', 'evaluate_images', 'judge_clusters']
 
-# %% ../nbs/13_pipeline.ipynb #1cb8336a
+# %% ../nbs/13_pipeline.ipynb #3b5ef320
 import json
 import sys
 import time
@@ -33,7 +33,7 @@ from .similar import NearestItems, heatmap
 from .sources import read_folder, read_source
 from .wardrobe import draw_wardrobe, match_probability
 
-# %% ../nbs/13_pipeline.ipynb #fecf1528
+# %% ../nbs/13_pipeline.ipynb #680ac9fa
 @contextmanager
 def stage(
     seconds:dict, # {stage: seconds}, filled
@@ -46,7 +46,7 @@ def stage(
     yield
     seconds[name] = round(seconds.get(name, 0) + time.perf_counter() - begin, 3)
 
-# %% ../nbs/13_pipeline.ipynb #f1675c06
+# %% ../nbs/13_pipeline.ipynb #1bd879ff
 def _run_notes(workspace:Path) -> dict:
     "What `run.json` says, empty when there is none"
     try: return json.loads((Path(workspace)/"run.json").read_text(encoding="utf-8"))
@@ -76,7 +76,7 @@ def _write_json(path:Path, notes:dict):
     "Writes a JSON file, whole or not at all"
     with writing(path) as partial: partial.write_text(json.dumps(notes, indent=1, ensure_ascii=False), encoding="utf-8")
 
-# %% ../nbs/13_pipeline.ipynb #8f6cb05f
+# %% ../nbs/13_pipeline.ipynb #d14a818e
 def classify_stage(
     catalogue:Catalogue, # products; those without a label are left aside
     X:np.ndarray,        # (n, d) embeddings
@@ -104,7 +104,7 @@ def _groups(catalogue) -> np.ndarray:
     products = catalogue.products
     return (products["group"] if "group" in products else products["asin"]).to_numpy(dtype=object)
 
-# %% ../nbs/13_pipeline.ipynb #d7d3e120
+# %% ../nbs/13_pipeline.ipynb #0fedcf49
 def match_stage(
     catalogue:Catalogue, # products with their also_buy
     X:np.ndarray,        # (n, d) embeddings
@@ -125,7 +125,7 @@ def match_stage(
     threshold = choose_threshold(scores[reached], truth) if 0 < truth.sum() < len(truth) else 0.5
     return dict(threshold=threshold, table=evaluate_matching(test, scorers, random_state), leaks=find_leaks(training_part(catalogue, part), catalogue, part), part=part)
 
-# %% ../nbs/13_pipeline.ipynb #c68b5f51
+# %% ../nbs/13_pipeline.ipynb #d4c2e57f
 def example_rows(
     catalogue:Catalogue, # products
     random_state:int=0,
@@ -155,7 +155,7 @@ def example_matches(
     matches = matcher.match(X[rows], asins)
     return matches, near[near["query"].isin(set(matches["query"]))]
 
-# %% ../nbs/13_pipeline.ipynb #ea490a47
+# %% ../nbs/13_pipeline.ipynb #60e4ab28
 def save_neighbours(
     catalogue:Catalogue, # products
     X:np.ndarray,        # (n, d) embeddings
@@ -171,7 +171,7 @@ def save_neighbours(
                           "neighbour": asins[index.ravel()].tolist(), "similarity": similarity.ravel()}), path)
     return k
 
-# %% ../nbs/13_pipeline.ipynb #6c73359f
+# %% ../nbs/13_pipeline.ipynb #52fbcaf2
 def run(
     source:str|Path,       # a folder of pictures, an Indico layout or a catalogue file
     out:str|Path,          # the workspace; made when it is not there, continued when it is
@@ -192,7 +192,7 @@ def demo(
     "The whole way on the bundled wardrobe"
     return _run(lambda: draw_wardrobe(n_products), f"the drawn wardrobe, {n_products} products", Path(out), "fitmatch-cnn", None, progress, oracle=match_probability)
 
-# %% ../nbs/13_pipeline.ipynb #51ff59e8
+# %% ../nbs/13_pipeline.ipynb #255b00f4
 def _say(progress:bool):
     "A printer to stderr, or silence"
     return (lambda line: print(line, file=sys.stderr, flush=True)) if progress else (lambda line: None)
@@ -216,7 +216,7 @@ def _run(read, source:str, out:Path, encoder_name:str, weights, progress:bool, o
     found["scoreboard"] = _scoreboard(catalogue, encoder, found, seconds, progress)
     return _finish(catalogue, X, encoder, source, out, found, seconds, say)
 
-# %% ../nbs/13_pipeline.ipynb #d442e7c4
+# %% ../nbs/13_pipeline.ipynb #0b9d3128
 def n_clusters(catalogue:Catalogue) -> int:
     "As many clusters as there are labels in use; the original project's seven when there are none"
     used = catalogue.products["ground_truth"].nunique()
@@ -238,7 +238,7 @@ def _analyse(catalogue, X, seconds, say, oracle) -> dict:
         found["examples"] = example_matches(catalogue, X, found["matcher"])
     return found
 
-# %% ../nbs/13_pipeline.ipynb #bccc78bf
+# %% ../nbs/13_pipeline.ipynb #c5bc518f
 def _scoreboard(catalogue, encoder, found, seconds, progress) -> pd.DataFrame:
     "MLP and kMeans accuracy of the encoder, of bare pixels, and of the original project"
     row = lambda name, classified, scores: {"encoder": name, "mlp": classified["accuracy"] if isinstance(classified, dict) else np.nan,
@@ -250,7 +250,7 @@ def _scoreboard(catalogue, encoder, found, seconds, progress) -> pd.DataFrame:
             rows.append(row("pixels (nothing learned)", classify_stage(catalogue, P), cluster_scores(cluster(P, k=found["k"]), catalogue.products["ground_truth"])))
     return scoreboard(rows)
 
-# %% ../nbs/13_pipeline.ipynb #933b36b5
+# %% ../nbs/13_pipeline.ipynb #2557a956
 def _rule_first(table:pd.DataFrame) -> pd.DataFrame:
     "The rule above its baselines, as a reader expects it"
     return table.loc[["also-buy rule", *(name for name in table.index if name != "also-buy rule")]]
@@ -277,7 +277,7 @@ def _finish(catalogue, X, encoder, source, out, found, seconds, say) -> dict:
     _write_json(out/"run.json", summary)
     return summary
 
-# %% ../nbs/13_pipeline.ipynb #b403f279
+# %% ../nbs/13_pipeline.ipynb #25e20d67
 def summarise(catalogue, encoder, source, found, seconds, page, notes) -> dict:
     "The figures of a run as plain JSON values"
     classified, matched, scores = found["classified"], found["matched"], found["cluster_scores"] or {}
@@ -296,7 +296,7 @@ def _matching_summary(matched) -> dict:
     rule = rows.pop("also-buy rule")
     return dict(**rule, n=int(matched["table"]["n"].iloc[0]), threshold=matched["threshold"], negatives="same category", leaks=len(matched["leaks"]), baselines=rows)
 
-# %% ../nbs/13_pipeline.ipynb #7ec65558
+# %% ../nbs/13_pipeline.ipynb #46d59120
 def _workspace_encoder(workspace:Path, notes:dict) -> Encoder:
     "The encoder a workspace was made with; refused when its weights have changed"
     kept = workspace/"models"/"encoder.safetensors"
@@ -314,7 +314,7 @@ def _encode_photos(encoder, photos) -> tuple:
         else: good.append(str(photo))
     return (np.concatenate(vectors) if vectors else np.empty((0, encoder.info.dim), np.float32)), good, refused
 
-# %% ../nbs/13_pipeline.ipynb #5908eaa6
+# %% ../nbs/13_pipeline.ipynb #e1cf645c
 def match_photos(
     photos:list,          # paths of pictures
     workspace:str|Path,   # made by `run` or `demo`
@@ -336,7 +336,7 @@ def match_photos(
     matches = AlsoBuyMatcher(n_neighbors=k, threshold=threshold).fit(X, catalogue).match(Q, good) if good else pd.DataFrame()
     return dict(matches=matches, neighbours=near, refused=refused, threshold=threshold, note=None)
 
-# %% ../nbs/13_pipeline.ipynb #34764e09
+# %% ../nbs/13_pipeline.ipynb #b648b1b0
 def _labelled(folder, progress) -> Catalogue:
     "The pictures of a folder that have a label"
     catalogue = check_images(read_folder(folder), progress=progress)
@@ -368,7 +368,7 @@ def evaluate_images(
         refused=learn.refused(), refused_test=judge.refused(), mlp_accuracy=float((predicted == z).mean()), mlp_interval=[float(low), float(high)],
         **kmeans, majority=float((z == pd.Series(y).mode()[0]).mean()), seconds=seconds)
 
-# %% ../nbs/13_pipeline.ipynb #310e429f
+# %% ../nbs/13_pipeline.ipynb #00284ce7
 def judge_clusters(
     X:np.ndarray, # (n, d) embeddings to cluster
     y:np.ndarray, # (n,) their labels, for naming the clusters

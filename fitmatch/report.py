@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RESULTS', 'ORIGINAL', 'figure_picture', 'report_html', 'report']
 
-# %% ../nbs/11_report.ipynb #e75c8c26
+# %% ../nbs/11_report.ipynb #e244086d
 import base64
 import copy
 import difflib
@@ -27,7 +27,7 @@ from .catalogue import Catalogue, FitmatchError, select, writing
 from .explore import catalogue_map, cluster_rows, cluster_summary, map_assets, map_html, sample_rows, thumbnails
 from .images import ImageRefused, data_uri, thumbnail
 
-# %% ../nbs/11_report.ipynb #480035e5
+# %% ../nbs/11_report.ipynb #364f552d
 RESULTS = ("catalogue", "title", "source", "encoder", "reduction", "clusters", "curve", "cluster_scores", "history", "confusion", "mlp_accuracy",
            "heatmap", "matches", "neighbours", "photos", "threshold", "score_name", "scoreboard", "matching", "seconds", "notes", "left_out", "commands")
 
@@ -42,7 +42,7 @@ def _checked_results(
     if not isinstance(results.get("catalogue"), Catalogue): raise FitmatchError("the report needs the catalogue: report({'catalogue': catalogue, …}, path)")
     return {key: results.get(key) for key in RESULTS}
 
-# %% ../nbs/11_report.ipynb #68b3c78b
+# %% ../nbs/11_report.ipynb #c7cbd868
 class _Pictures:
     "Products by asin as the templates want them: asin, title, label, picture"
     def __init__(self, catalogue:Catalogue, photos:dict|None=None):
@@ -65,7 +65,7 @@ class _Pictures:
         cell = lambda column: None if at is None or pd.isna(value := self.catalogue.products[column].iat[at]) else str(value)
         return {"asin": str(asin), "title": cell("title") or str(asin), "label": cell("ground_truth"), "picture": self.uri(asin, size)}
 
-# %% ../nbs/11_report.ipynb #5a8be356
+# %% ../nbs/11_report.ipynb #8890eb08
 def _inked(
     figure:Figure, # left as it is
     ink:str,       # "#rrggbb" of texts, ticks and frames
@@ -95,7 +95,7 @@ def figure_picture(
     if isinstance(figure, bytes): return {"alt": alt, "light": data_uri(figure), "dark": None}
     return {"alt": alt, "light": data_uri(_inked(figure, "#1f1c19")), "dark": data_uri(_inked(figure, "#efeae2"))}
 
-# %% ../nbs/11_report.ipynb #904db9f5
+# %% ../nbs/11_report.ipynb #e2e25fa3
 def _chart(
     title:str,     # what is shown
     x,             # (m,) positions
@@ -116,7 +116,7 @@ def _chart(
     return {"title": title, "x_label": x_label, "lines": lines, "mark": None if mark is None else at_x(mark), "marked": mark,
             "x": [(at_x(t), f"{t:g}") for t in ticks_x], "y": [(at_y(t), f"{t:,.4g}") for t in ticks_y]}
 
-# %% ../nbs/11_report.ipynb #6e2685b1
+# %% ../nbs/11_report.ipynb #91369f4c
 def _number(
     value,       # a number, maybe missing
     digits:int=3,
@@ -150,7 +150,7 @@ def _estimate(
     known = low is not None and high is not None and np.isfinite(low) and np.isfinite(high)
     return {"value": float(value[0]), "low": float(low) if known else None, "high": float(high) if known else None}
 
-# %% ../nbs/11_report.ipynb #076b0c20
+# %% ../nbs/11_report.ipynb #d1000814
 def _table(
     frame:pd.DataFrame, # its first column heads the rows
     digits:int=3,
@@ -189,7 +189,7 @@ def _answers(
                 "decision": str(m.decision), "via": pictures.product(m.via, 64), "number": number.get(m.via)} for m in own.itertuples()]})
     return answers
 
-# %% ../nbs/11_report.ipynb #52289e2a
+# %% ../nbs/11_report.ipynb #ab7c20f4
 def _headlines(
     results:dict, # checked results
 ) -> list: # dicts: value, name, detail
@@ -214,7 +214,7 @@ def _headlines(
         found.append({"value": f"{sum(seconds.values()):,.0f} s", "name": "the whole run", "detail": "from the source to this page" if len(seconds) < 2 else f"in {len(seconds)} stages"})
     return found
 
-# %% ../nbs/11_report.ipynb #11b9240e
+# %% ../nbs/11_report.ipynb #9a953729
 def _map_section(
     results:dict, # checked results
     most:int=5000, # products with a picture; more are sampled
@@ -247,7 +247,7 @@ def _cluster_section(
     scores = results["cluster_scores"]
     return {"cards": cards, "scores": {"accuracy": _percent(scores["accuracy"]), "ari": f"{scores['ari']:.3f}", "nmi": f"{scores['nmi']:.3f}"} if scores else None}
 
-# %% ../nbs/11_report.ipynb #cca2d3f7
+# %% ../nbs/11_report.ipynb #d502a552
 def _curve_section(results:dict) -> dict|None:
     "The curves by which the number of clusters is chosen"
     curve, clusters = results["curve"], results["clusters"]
@@ -280,7 +280,7 @@ def _confusion(
     return {"labels": [str(label) for label in labels], "n": f"{int(matrix.sum()):,}",
             "rows": [[(int(count), round(float(s), 2)) for count, s in zip(*row)] for row in zip(matrix, share)], "recall": [_percent(s, 0) for s in np.diag(share)]}
 
-# %% ../nbs/11_report.ipynb #ce2c305d
+# %% ../nbs/11_report.ipynb #4264e766
 ORIGINAL = {"encoder": "img2vec ResNet-18, the original project", "mlp": .83, "kmeans": .24, "quoted": True}
 
 def _scoreboard_section(results:dict) -> dict|None:
@@ -307,7 +307,7 @@ def _matching_section(results:dict) -> dict|None:
         row["from"], row["to"] = (place(row["low"]), place(row["high"])) if row["low"] is not None else (row["at"], row["at"])
     return {"rows": rows, "n": next((f"{int(row['n']):,}" for row in rows if row["n"]), None)}
 
-# %% ../nbs/11_report.ipynb #c09e44b0
+# %% ../nbs/11_report.ipynb #d6d97394
 def _refused_section(results:dict, most:int=200) -> dict|None:
     "Refused rows by reason, and the first of them one by one"
     quarantine = results["catalogue"].quarantine
@@ -323,7 +323,7 @@ def _time_section(results:dict) -> dict|None:
     longest, total = max(seconds.values()) or 1, sum(seconds.values())
     return {"total": f"{total:,.1f}", "rows": [(str(name), f"{s:,.1f}", round(100*s/longest, 1), _percent(s/(total or 1), 0)) for name, s in seconds.items()]}
 
-# %% ../nbs/11_report.ipynb #36516980
+# %% ../nbs/11_report.ipynb #717d7fc0
 _LEFT_OUT = {"map": "The map is left out: the embeddings were not reduced.", "curve": "The choice of the number of clusters is left out: no curve was computed.",
     "clusters": "The clusters are left out: none were computed.", "classifier": "The classifier is left out: it was not trained.",
     "heatmap": "The similarity heatmap is left out: it was not drawn.", "matches": "Matches are left out: nothing was asked for.",
@@ -348,7 +348,7 @@ def _left_out(results:dict, sections:dict) -> list:
     "A sentence for every section that is not there, each once, then the caller's notes"
     return list(dict.fromkeys([text for name, text in _reasons(results).items() if not sections[name]] + [str(note) for note in results["notes"] or []]))
 
-# %% ../nbs/11_report.ipynb #eb90a24d
+# %% ../nbs/11_report.ipynb #50186c3a
 _STYLE = """
 :root{color-scheme:light dark;--paper:#faf7f2;--card:#fff;--ink:#1f1c19;--soft:#665f57;--line:#e5ded4;--accent:#0b5f93;--good:#00573f;--goodbg:#d9f0e6;--skipbg:#efeae2;--c1:#0072B2;--c2:#C14F00;--shade:0,114,178}
 @media(prefers-color-scheme:dark){:root{--paper:#151412;--card:#1f1d1a;--ink:#efeae2;--soft:#aaa298;--line:#3a3631;--accent:#7cc3ee;--good:#8fe6c6;--goodbg:#15392e;--skipbg:#2d2a26;--c1:#56B4E9;--c2:#E69F00;--shade:86,180,233}}
@@ -382,7 +382,7 @@ footer{margin-top:60px;border-top:1px solid var(--line);padding:26px 0 44px;colo
 @media print{nav,.fm-map{display:none}section{break-inside:avoid}}
 """
 
-# %% ../nbs/11_report.ipynb #c1a90642
+# %% ../nbs/11_report.ipynb #e43f89ab
 _STYLE_PICTURES = """
 header{padding:44px 0 34px}
 .pic{aspect-ratio:1;border-radius:12px;overflow:hidden;background:var(--skipbg);display:flex;align-items:center;justify-content:center;color:var(--soft);font-size:12px;text-align:center;position:relative}
@@ -417,7 +417,7 @@ figcaption{font-size:14px;line-height:1.35;margin-top:6px;overflow-wrap:anywhere
 .answer .num{min-width:18px;height:18px;line-height:18px;font-size:11.5px;left:3px;top:3px}
 """
 
-# %% ../nbs/11_report.ipynb #88128090
+# %% ../nbs/11_report.ipynb #58fb5eab
 _STYLE_PHONE = """
 @media(max-width:720px){
  .hero,.hero.alike{grid-template-columns:1fr;gap:26px}
@@ -436,7 +436,7 @@ _STYLE_PHONE = """
 }
 """
 
-# %% ../nbs/11_report.ipynb #0238792a
+# %% ../nbs/11_report.ipynb #f9e563c4
 _STYLE_NUMBERS = """
 .figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:1px;background:var(--line);border:1px solid var(--line);border-radius:16px;overflow:hidden;margin:0}
 .figures div{background:var(--card);padding:18px 18px 16px;display:flex;flex-direction:column}
@@ -463,7 +463,7 @@ tbody th{font-weight:600}
 @media(prefers-color-scheme:dark){.confusion td.dark{color:#10100f}}
 """
 
-# %% ../nbs/11_report.ipynb #838b89e9
+# %% ../nbs/11_report.ipynb #5336eaa9
 _STYLE_CHARTS = """
 .track{position:relative;height:26px;min-width:140px;border-radius:6px;background:var(--skipbg)}
 .track u{position:absolute;left:16.67%;top:0;bottom:0;border-left:1px solid var(--soft)}
@@ -492,10 +492,10 @@ pre{background:var(--skipbg);border-radius:10px;padding:12px 14px;overflow-x:aut
 @media(max-width:640px){.wide{display:none}th,td{padding-right:10px}td.n,th.n{padding-right:10px}pre{white-space:pre-wrap;overflow-wrap:anywhere}.cluster{grid-template-columns:1fr;gap:9px}.cluster .row{grid-template-columns:repeat(5,minmax(0,1fr))}.figures div:last-child:nth-child(odd){grid-column:1/-1}.figures{grid-template-columns:1fr 1fr}.figures .big{font-size:28px}.track{min-width:90px}}
 """
 
-# %% ../nbs/11_report.ipynb #5edc7f5a
+# %% ../nbs/11_report.ipynb #53722ad6
 _STYLES = _STYLE + _STYLE_PICTURES + _STYLE_NUMBERS + _STYLE_CHARTS + _STYLE_PHONE
 
-# %% ../nbs/11_report.ipynb #a77c5d52
+# %% ../nbs/11_report.ipynb #289a9cf3
 _MACROS = """
 {%- macro pic(p, extra="", alt=None) -%}
 <div class="pic">{% if p.picture %}<img src="{{ p.picture }}" alt="{{ p.title if alt is none else alt }}" loading="lazy">{% else %}<span>no picture</span>
@@ -536,7 +536,7 @@ _MACROS = """
 {%- endmacro -%}
 """
 
-# %% ../nbs/11_report.ipynb #efe6d668
+# %% ../nbs/11_report.ipynb #440a41dd
 _HEADER = """
 <header><div class="in">
 <p class="eyebrow">fitmatch report{% if source %} · {{ source }}{% endif %}</p>
@@ -557,13 +557,13 @@ neighbour a suggestion came through.</p>{% elif no_matches %}<p class="soft" sty
 <nav aria-label="sections"><ul>{% for id, name in nav %}<li><a href="#{{ id }}">{{ name }}</a></li>{% endfor %}</ul></nav>
 """
 
-# %% ../nbs/11_report.ipynb #47f89d25
+# %% ../nbs/11_report.ipynb #93625607
 _FIGURES = """
 <section id="figures"><h2>In figures</h2><dl class="figures">{% for f in headlines %}<div><dt>{{ f.name }}</dt><dd class="big">{{ f.value }}</dd>
 <dd class="soft">{{ f.detail }}</dd></div>{% endfor %}</dl></section>
 """
 
-# %% ../nbs/11_report.ipynb #97136a22
+# %% ../nbs/11_report.ipynb #20bcfccb
 _MAP_TEMPLATE = """
 {% if map %}<section id="map"><h2>The map of the catalogue</h2>
 <p class="lead">Each dot is a product; near dots look alike to the encoder. Point at one to see it, click or tap to pin it{% if not map.flat %}, drag to
@@ -574,7 +574,7 @@ embeddings from them loses the rest (relative reconstruction error {{ map.error 
 near may not be.</p></section>{% endif %}
 """
 
-# %% ../nbs/11_report.ipynb #5bc4553a
+# %% ../nbs/11_report.ipynb #c79924e3
 _CLUSTERS = """
 {% if curve or clusters %}<section id="clusters"><h2>What falls into groups by itself</h2>
 <p class="lead">kMeans groups products by their pictures alone, without seeing a label.{% if clusters and clusters.scores %} Each cluster given one label, no
@@ -592,7 +592,7 @@ clusters are shown below.{% endif %}</p>
 <p class="soft" style="margin-top:12px">Ten products of each, drawn at random: a mixed cluster looks mixed.</p>{% endif %}</section>{% endif %}
 """
 
-# %% ../nbs/11_report.ipynb #b0ece562
+# %% ../nbs/11_report.ipynb #a8a86e0f
 _CLASSIFIER = """
 {% if classifier %}<section id="classifier"><h2>Learning the labels</h2>
 <p class="lead">A small network (MLP) learns the label from the embedding.{% if classifier.accuracy %} On products it never saw it is right in
@@ -610,7 +610,7 @@ _CLASSIFIER = """
 </tbody></table></div></div>{% endif %}</section>{% endif %}
 """
 
-# %% ../nbs/11_report.ipynb #c7cfa439
+# %% ../nbs/11_report.ipynb #6cf0551f
 _SIMILAR = """
 {% if heatmap %}<section id="similarity"><h2>How alike products are</h2>
 <p class="lead">Cosine similarity between the embeddings of a readable sample, sorted by label. Blocks along the diagonal are labels whose products look alike;
@@ -619,7 +619,7 @@ bright squares beside it are labels the encoder takes for each other.</p>
 {% endif %}<img src="{{ heatmap.light }}" alt="{{ heatmap.alt }}" style="margin:0 auto;max-height:760px"></picture></div></section>{% endif %}
 """
 
-# %% ../nbs/11_report.ipynb #22e951ea
+# %% ../nbs/11_report.ipynb #774b3068
 _MATCHES = """
 {% if answers|length > 1 %}<section id="matches"><h2>{% if answers[0].matches %}More photos, and what goes with them{% else %}More photos, and what looks like
 them{% endif %}</h2>
@@ -631,7 +631,7 @@ shown too{% endif %}.</p>{% endif %}
 </div></section>{% endif %}
 """
 
-# %% ../nbs/11_report.ipynb #20bab7fc
+# %% ../nbs/11_report.ipynb #6fc64d61
 _SCORES = """
 {% if scoreboard or matching %}<section id="scores"><h2>The scoreboard</h2>
 {% if scoreboard %}<p class="lead">How much of the labels is in each encoder's vectors: found with training (MLP) and without (kMeans).</p>
@@ -654,7 +654,7 @@ is 0.5, the thin line.{% if matching.n %} {{ matching.n }} pairs.{% endif %}</p>
 <b style="left:{{ r.at }}%"></b></div>{% endif %}</td></tr>{% endfor %}</tbody></table></div>{% endif %}</section>{% endif %}
 """
 
-# %% ../nbs/11_report.ipynb #4d91b33f
+# %% ../nbs/11_report.ipynb #c4e09f24
 _REST = """
 {% if refused %}<section id="refused"><h2>Rows that were refused</h2>
 <p class="lead">{{ refused.n }} did not keep the contract. None of them vanished: each is in the quarantine with its reason.{% if dropped %} {{ dropped }}
@@ -677,7 +677,7 @@ also_buy entries led outside the catalogue and were dropped.{% endif %}</p>
 {% endif %}
 """
 
-# %% ../nbs/11_report.ipynb #a3144fd7
+# %% ../nbs/11_report.ipynb #884789a3
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="{{ policy }}">
@@ -690,7 +690,7 @@ _PAGE = """<!doctype html>
 {% endfor %}</body></html>
 """
 
-# %% ../nbs/11_report.ipynb #cd6c4fae
+# %% ../nbs/11_report.ipynb #9751f761
 _TEMPLATES = {"macros": _MACROS, "header": _HEADER, "figures": _FIGURES, "map": _MAP_TEMPLATE, "matches": _MATCHES, "clusters": _CLUSTERS,
               "classifier": _CLASSIFIER, "similarity": _SIMILAR, "scores": _SCORES, "rest": _REST, "page": _PAGE}
 
@@ -718,7 +718,7 @@ def _introduction(results:dict) -> tuple:
     facts = [f"encoder {_field(encoder, 'name')}", f"weights sha256 {sha}" if sha else "", f"licence {_field(encoder, 'licence')}" if _field(encoder, "licence") else ""]
     return said, "Made by fitmatch. This page needs no network. " + ", ".join(f for f in facts if f) + "."
 
-# %% ../nbs/11_report.ipynb #0a764789
+# %% ../nbs/11_report.ipynb #02328d74
 def _page(
     results:dict, # checked results
 ) -> dict:
@@ -751,7 +751,7 @@ def report_html(
     templates = Environment(loader=DictLoader(_TEMPLATES), autoescape=True, trim_blocks=True, undefined=StrictUndefined)
     return templates.get_template("page").render(page, policy=policy, style=Markup(_STYLES + map_style), scripts=[Markup(s) for s in scripts])
 
-# %% ../nbs/11_report.ipynb #443e67d2
+# %% ../nbs/11_report.ipynb #a878c848
 def report(
     results:dict, # see the table at the top; only `catalogue` is required
     path,         # the HTML file to write

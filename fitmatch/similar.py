@@ -6,7 +6,7 @@
 __all__ = ['MOST_ENTRIES', 'normalise', 'cosine_similarity', 'similarity_blocks', 'NearestItems', 'sample_by_label', 'heatmap',
            'mean_similarity_by_label']
 
-# %% ../nbs/08_similar.ipynb #89a8566a
+# %% ../nbs/08_similar.ipynb #1d53a3e2
 import hashlib
 from collections.abc import Iterator
 from itertools import chain
@@ -25,7 +25,7 @@ from .catalogue import LABELS, FitmatchError
 from .encoders import pick_device
 from .explore import label_styles
 
-# %% ../nbs/08_similar.ipynb #c18d838e
+# %% ../nbs/08_similar.ipynb #2b446f18
 def _vectors(
     X,                   # (n, d) numbers
     width:int|None=None, # d that they must have; None for any
@@ -52,7 +52,7 @@ _PAIR_NUMBERS = 2**21  # float64 numbers held at a time by the exact part: 16 MB
 
 def _slices(n, step): return (slice(i, min(i + step, n)) for i in range(0, n, step))
 
-# %% ../nbs/08_similar.ipynb #9536b0cb
+# %% ../nbs/08_similar.ipynb #6932597d
 def normalise(
     X, # (n, d) embeddings, finite and not zero
 ) -> np.ndarray: # (n, d) float32, every row of length 1
@@ -65,7 +65,7 @@ def _directions(X, lengths):
     for s in _slices(len(X), max(1, _PAIR_NUMBERS//X.shape[1])): out[s] = X[s]/lengths[s, None]  # in double precision, a piece at a time
     return out
 
-# %% ../nbs/08_similar.ipynb #d1f16bf2
+# %% ../nbs/08_similar.ipynb #91fbe715
 MOST_ENTRIES = 50_000_000
 
 def cosine_similarity(
@@ -79,7 +79,7 @@ def cosine_similarity(
                             "or ask NearestItems() for the best of each row")
     return np.concatenate([block for _, block in similarity_blocks(A, B)]) if n else np.empty((0, m), np.float32)
 
-# %% ../nbs/08_similar.ipynb #d6dcff4a
+# %% ../nbs/08_similar.ipynb #6a3fe809
 def similarity_blocks(
     A,      # (n, d) embeddings
     B=None, # (m, d) others; default: A itself
@@ -91,7 +91,7 @@ def similarity_blocks(
     # torch, not NumPy: `X @ X.T` there takes a path of threaded OpenBLAS that crashes on large tables (numpy/numpy#19685)
     for rows in _slices(len(A), block): yield rows, (A[rows] @ B.T).clamp_(-1, 1).numpy()
 
-# %% ../nbs/08_similar.ipynb #a3cc5503
+# %% ../nbs/08_similar.ipynb #0bbc1d9c
 def _margin(
     d:int, # numbers a vector
 ) -> float: # 2e
@@ -99,6 +99,7 @@ def _margin(
     rounding = {"highest": 0., "high": 2.**-11, "medium": 2.**-8}[torch.get_float32_matmul_precision()]  # of the input to a product
     return 2*((d + 4)*2.**-24 + 2*rounding + rounding**2)
 
+# %% ../nbs/08_similar.ipynb #baa8776c
 def _cosines(
     Q, q_length, # (m, d) and their (m,) lengths
     X, x_length, # (n, d) and their (n,) lengths
@@ -123,7 +124,7 @@ def _best(
     keep = order[starts[:, None] + np.arange(k)]
     return cosines[keep], cols[keep]
 
-# %% ../nbs/08_similar.ipynb #43d6c3d1
+# %% ../nbs/08_similar.ipynb #80e8c1ec
 def _distinct(
     X:np.ndarray, # (n, d)
 ) -> tuple: # (u,) first row of each distinct vector, (n,) which one each row is
@@ -133,6 +134,7 @@ def _distinct(
         inverse[i] = seen.setdefault(hashlib.blake2b((row + 0.).data, digest_size=16).digest(), len(seen))  # + 0. makes -0. equal 0.
     return np.unique(inverse, return_index=True)[1], inverse
 
+# %% ../nbs/08_similar.ipynb #b0bac4de
 def _unfold(
     cosines, which,  # (m, v) the best distinct vectors of each query
     members, counts, starts, # rows sorted by distinct vector, how many each has, where they start
@@ -144,7 +146,7 @@ def _unfold(
     nth = np.arange(len(pair)) - np.repeat(np.cumsum(n_kept) - n_kept, n_kept)
     return _best(pair//which.shape[1], members[starts[which.ravel()[pair]] + nth], cosines.ravel()[pair], len(which), k)
 
-# %% ../nbs/08_similar.ipynb #d26020fb
+# %% ../nbs/08_similar.ipynb #5b7c4928
 def _even_slices(
     counts, # (n,) pairs in each row
     most:int=2**19, # pairs in a slice, unless a single row has more
@@ -156,16 +158,7 @@ def _even_slices(
         total += count
     return [slice(*cut) for cut in zip(cuts, cuts[1:] + [len(counts)])]
 
-def _without_itself(
-    cosines, # (n, k + 1)
-    rows,    # (n, k + 1) row numbers
-) -> tuple: # (n, k) both
-    "Row i without i; where i is not among them (k + 1 copies come first), without the last"
-    keep = rows != np.arange(len(rows))[:, None]
-    keep[keep.all(axis=1), -1] = False
-    return cosines[keep].reshape(len(rows), -1), rows[keep].reshape(len(rows), -1)
-
-# %% ../nbs/08_similar.ipynb #37eff2ed
+# %% ../nbs/08_similar.ipynb #b73e1079
 def _candidates(
     scores, # (m, u) cosines in single precision, on the device
     v:int,  # wanted of each row
@@ -181,6 +174,7 @@ def _candidates(
     rows, places = close[queries].nonzero(as_tuple=True)
     return tuple(a.cpu().numpy() for a in (queries, rows, cols[queries[rows], places], crowded.nonzero()[:, 0]))
 
+# %% ../nbs/08_similar.ipynb #335b7390
 def _crowded_candidates(
     Q, q_length, X, x_length, # as in `_cosines`
     crowded, # numbers of the queries
@@ -194,6 +188,7 @@ def _crowded_candidates(
         close = scores >= scores.topk(v).values[:, -1:] - margin
         for s in _even_slices(close.sum(1).tolist()): yield some[s], *close[s].nonzero().numpy().T
 
+# %% ../nbs/08_similar.ipynb #29e69a13
 def _near(
     items,      # a fitted `NearestItems`
     Q, lengths, # a block of queries and their lengths
@@ -219,7 +214,17 @@ def _search(
         cosines[s], rows[s] = _unfold(*_near(items, Q[s], lengths[s], v), items.members_, items.counts_, starts, k)
     return cosines, rows
 
-# %% ../nbs/08_similar.ipynb #5ca16924
+# %% ../nbs/08_similar.ipynb #c4c3c070
+def _without_itself(
+    cosines, # (n, k + 1)
+    rows,    # (n, k + 1) row numbers
+) -> tuple: # (n, k) both
+    "Row i without i; where i is not among them (k + 1 copies come first), without the last"
+    keep = rows != np.arange(len(rows))[:, None]
+    keep[keep.all(axis=1), -1] = False
+    return cosines[keep].reshape(len(rows), -1), rows[keep].reshape(len(rows), -1)
+
+# %% ../nbs/08_similar.ipynb #e46d9ddb
 class NearestItems(BaseEstimator):
     "The exact nearest neighbours by cosine, best first, ties by lower row number"
     def __init__(self,
@@ -261,7 +266,7 @@ class NearestItems(BaseEstimator):
         if itself: found = _without_itself(*(a[self.inverse_] for a in found))
         return found[0].astype(np.float32), found[1].astype(np.int64)
 
-# %% ../nbs/08_similar.ipynb #ee4d8f6e
+# %% ../nbs/08_similar.ipynb #4364144c
 def _ordered(
     labels,     # (n,) labels, None where unknown
     order=None, # the labels in order
@@ -274,6 +279,7 @@ def _ordered(
     order = [label for label in order if label in present] + [label for label in present if label not in colours]
     return labels, order + ["unlabelled"]*("unlabelled" in labels), colours
 
+# %% ../nbs/08_similar.ipynb #f5fb8d9f
 def sample_by_label(
     labels, # (n,) labels
     sample:int=60,      # rows wanted
@@ -287,7 +293,23 @@ def sample_by_label(
     rows = shuffled[np.argsort(turn, kind="stable")[:sample]]
     return rows[np.lexsort((rows, [order.index(label) for label in labels[rows]]))]
 
-# %% ../nbs/08_similar.ipynb #6b847d6c
+# %% ../nbs/08_similar.ipynb #be16a63a
+def _label_bars(
+    axis, labels, # the heatmap and its (n,) labels, sorted
+    order, colours, # from `_ordered`
+):
+    "A bar and a name for each label beside the rows, a bar above the columns, and fine lines between the blocks"
+    n, width = len(labels), len(labels)*.02
+    for label in order:
+        where = np.flatnonzero(labels == label)
+        if not len(where): continue
+        start, count, colour = where[0], len(where), colours.get(label, "#8C8C8C")
+        axis.add_patch(Rectangle((-1.6*width, start), width, count, color=colour, linewidth=0, clip_on=False))
+        axis.add_patch(Rectangle((start, -1.6*width), count, width, color=colour, linewidth=0, clip_on=False))
+        axis.text(-2.2*width, start + count/2, label.replace("_", " "), ha="right", va="center", fontsize=min(10, 5 + count))
+        if start: axis.axhline(start, color="white", linewidth=.8), axis.axvline(start, color="white", linewidth=.8)
+
+# %% ../nbs/08_similar.ipynb #b0ea3cea
 def heatmap(
     X,      # (n, d) embeddings
     labels, # (n,) labels; None where unknown
@@ -310,23 +332,7 @@ def heatmap(
     plt.close(fig)  # the notebook shows what is returned, once
     return fig
 
-# %% ../nbs/08_similar.ipynb #4d282930
-def _label_bars(
-    axis, labels, # the heatmap and its (n,) labels, sorted
-    order, colours, # from `_ordered`
-):
-    "A bar and a name for each label beside the rows, a bar above the columns, and fine lines between the blocks"
-    n, width = len(labels), len(labels)*.02
-    for label in order:
-        where = np.flatnonzero(labels == label)
-        if not len(where): continue
-        start, count, colour = where[0], len(where), colours.get(label, "#8C8C8C")
-        axis.add_patch(Rectangle((-1.6*width, start), width, count, color=colour, linewidth=0, clip_on=False))
-        axis.add_patch(Rectangle((start, -1.6*width), count, width, color=colour, linewidth=0, clip_on=False))
-        axis.text(-2.2*width, start + count/2, label.replace("_", " "), ha="right", va="center", fontsize=min(10, 5 + count))
-        if start: axis.axhline(start, color="white", linewidth=.8), axis.axvline(start, color="white", linewidth=.8)
-
-# %% ../nbs/08_similar.ipynb #ecf189b2
+# %% ../nbs/08_similar.ipynb #641b6e8e
 def mean_similarity_by_label(
     X,      # (n, d) embeddings
     labels, # (n,) labels; None where unknown

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LABEL_WORDS', 'label_from_words', 'read_folder', 'read_indico', 'read_table_file', 'read_source']
 
-# %% ../nbs/02_sources.ipynb #111606d6
+# %% ../nbs/02_sources.ipynb #f791c38d
 import ast
 import json
 import re
@@ -19,7 +19,7 @@ from pandas.errors import EmptyDataError, ParserError
 from .catalogue import COLUMNS, LABELS, Catalogue, FitmatchError, clean, load_catalogue, read_table
 from .images import SUFFIXES
 
-# %% ../nbs/02_sources.ipynb #fa865049
+# %% ../nbs/02_sources.ipynb #51ee1883
 LABEL_WORDS = {
     "tops": "shirt tshirt tee top blouse sweater jumper cardigan pullover hoodie sweatshirt tank camisole polo longsleeve tunic knit vest",
     "bottoms": "pant trouser jean short skirt legging chino jogger bottom culotte skort sweatpant capri",
@@ -31,7 +31,7 @@ LABEL_WORDS = {
 }
 _WORD_LABEL = {word: label for label, words in LABEL_WORDS.items() for word in words.split()}
 
-# %% ../nbs/02_sources.ipynb #a5b6c36d
+# %% ../nbs/02_sources.ipynb #3c1b26f4
 def label_from_words(
     text, # a folder name, category or title
 ) -> str|None: # one of `LABELS`, None when no word is known
@@ -43,7 +43,7 @@ def label_from_words(
         if label: return label
     return None
 
-# %% ../nbs/02_sources.ipynb #f674cc07
+# %% ../nbs/02_sources.ipynb #8a9dacb2
 def _existing_folder(folder) -> Path:
     "The folder as a path, or what to do when it is none"
     folder = Path(folder)
@@ -56,7 +56,7 @@ def _files_below(folder:Path) -> list:
     paths = (p.relative_to(folder) for p in folder.rglob("*") if p.is_file())
     return sorted(p.as_posix() for p in paths if not any(part.startswith(".") for part in p.parts))
 
-# %% ../nbs/02_sources.ipynb #4999c00d
+# %% ../nbs/02_sources.ipynb #9638a7ea
 def read_folder(
     folder:str|Path, # pictures, perhaps in sub-folders
     labels:str="folders", # "folders": sub-folder names are the labels; "seven": they are translated into `LABELS`
@@ -76,7 +76,7 @@ def read_folder(
     quarantine = pd.concat([catalogue.quarantine, pd.DataFrame(others, columns=["asin", "reason", "detail"], dtype=object)], ignore_index=True)
     return replace(catalogue, quarantine=quarantine)
 
-# %% ../nbs/02_sources.ipynb #d862bc6e
+# %% ../nbs/02_sources.ipynb #31e4d380
 def _indico_files(folder:Path):
     "(shirts folder, pants folder, label file) of an Indico layout, or None"
     shirts, pants = sorted(folder.glob("*shirts")), sorted(folder.glob("*pants"))
@@ -93,7 +93,7 @@ def _read_pairs(file:Path) -> dict:
         pairs[match[1]] = re.findall(r"\w+", match[2])
     return pairs
 
-# %% ../nbs/02_sources.ipynb #2adbafcc
+# %% ../nbs/02_sources.ipynb #8f10809f
 def read_indico(
     folder:str|Path, # holds …shirts/, …pants/ and a label file
 ) -> Catalogue: # shirts are tops, pants are bottoms; a shirt's also_buy are its pants
@@ -110,7 +110,7 @@ def read_indico(
                              also_buy=matches, category=place.name, ground_truth=label))
     return clean(pd.DataFrame(rows, columns=list(COLUMNS)), folder)
 
-# %% ../nbs/02_sources.ipynb #455e80da
+# %% ../nbs/02_sources.ipynb #171497ba
 def _as_list(value) -> list:
     "A list out of a list, a JSON list, a Python literal, or words separated by spaces"
     if isinstance(value, (list, tuple, np.ndarray)): return list(value)
@@ -121,7 +121,7 @@ def _as_list(value) -> list:
         return [str(v) for v in parsed] if isinstance(parsed, (list, tuple)) else [str(value)]
     return value.split()
 
-# %% ../nbs/02_sources.ipynb #c7c0d67d
+# %% ../nbs/02_sources.ipynb #f99bb37b
 _READERS = {".parquet": lambda f: read_table(f).to_pandas(), ".csv": lambda f: pd.read_csv(f, dtype={"asin": str}, keep_default_na=True),
             ".jsonl": lambda f: pd.read_json(f, lines=True, dtype={"asin": str}), ".json": lambda f: pd.read_json(f, lines=True, dtype={"asin": str})}
 
@@ -141,7 +141,7 @@ def read_table_file(
     truth = set(frame["ground_truth"].dropna()) if "ground_truth" in frame else set()
     return clean(frame, file.parent, LABELS if truth <= set(LABELS) else None)
 
-# %% ../nbs/02_sources.ipynb #d275cb42
+# %% ../nbs/02_sources.ipynb #41bfdbd4
 def read_source(
     source:str|Path, # a folder of pictures, an Indico layout, a workspace or a catalogue file
     labels:str|None=None, # for a folder: "folders" (default) or "seven"

@@ -18,7 +18,7 @@ __all__ = ['SUPERSAMPLING', 'COLOURS', 'STYLES', 'PATTERNS', 'PALETTES', 'PATTER
            'hue_harmony', 'colour_table', 'match_probability', 'wardrobe_rows', 'cache_folder', 'picture_bytes',
            'draw_wardrobe']
 
-# %% ../nbs/01_wardrobe.ipynb #e2d5ec34
+# %% ../nbs/01_wardrobe.ipynb #c58b2df8
 import hashlib, html, json, math, os, string, zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -32,7 +32,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from .catalogue import COLUMNS, LABELS, Catalogue, FitmatchError, clean, disk_errors_explained, writing
 
-# %% ../nbs/01_wardrobe.ipynb #946dfc6d
+# %% ../nbs/01_wardrobe.ipynb #79e6a4bd
 def curve(
     points, # list of (x, y), or (x, y, 1) for a corner
     closed:bool=True, # does the curve return to its first point?
@@ -55,7 +55,7 @@ def curve(
     line = line.transpose(1, 0, 2)
     return line.reshape(-1, 2) if closed else np.vstack([line[:-1].reshape(-1, 2), p[-1:]])
 
-# %% ../nbs/01_wardrobe.ipynb #ae2c3b08
+# %% ../nbs/01_wardrobe.ipynb #d90137e5
 def mirror(
     half, # points of the right half, from the top middle down to the bottom middle
 ) -> list: # points of the whole outline
@@ -71,7 +71,7 @@ def box(x:float, y:float, w:float, h:float) -> np.ndarray:
     "The outline of a rectangle around (x, y), w wide and h high"
     return np.array([(x-w/2, y-h/2), (x+w/2, y-h/2), (x+w/2, y+h/2), (x-w/2, y+h/2)])
 
-# %% ../nbs/01_wardrobe.ipynb #808169de
+# %% ../nbs/01_wardrobe.ipynb #4fedb52f
 SUPERSAMPLING = 3
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def _blur(mask, radius): # 8 bits are enough for light and shadow, and five time
 
 def _moved(a, k): return np.roll(a, (k, k), (0, 1))
 
-# %% ../nbs/01_wardrobe.ipynb #dfc04dc9
+# %% ../nbs/01_wardrobe.ipynb #6af6eeb2
 @lru_cache(maxsize=1)
 def noise_tiles() -> dict: # name -> (256, 256) float32, mean 0, standard deviation 1
     "Three seamless pieces of noise that cloth, wood and folds are made of: fine grain, soft clouds and long folds"
@@ -106,7 +106,7 @@ def noise(name:str, x:np.ndarray, y:np.ndarray) -> np.ndarray:
     "Noise at the places x, y, counted in the tile's pixels"
     return noise_tiles()[name].ravel().take(((y.astype(np.int32) & 255) << 8) | (x.astype(np.int32) & 255))
 
-# %% ../nbs/01_wardrobe.ipynb #bced3934
+# %% ../nbs/01_wardrobe.ipynb #24319eb4
 class Canvas:
     "A picture in the making: parts painted over each other, on nothing yet"
     def __init__(self, size:int, pose:Pose, seed:int=0):
@@ -149,7 +149,7 @@ class Canvas:
         window = (slice(int(low[1]), int(low[1] + h)), slice(int(low[0]), int(low[0] + w)))
         return window, np.asarray(image.reduce(SUPERSAMPLING), np.float32)[:self.size - low[1], :self.size - low[0]] / 255
 
-# %% ../nbs/01_wardrobe.ipynb #81746f60
+# %% ../nbs/01_wardrobe.ipynb #8b88950e
 def part(c:Canvas, outlines, paint, puff=.5, both=False, cast=.4, folds=1., gloss=0., width=None):
     "Paints a piece with body; paint is a colour or a (size, size, 3) field"
     at, m = c.mask(*_several(outlines), both=both, width=width)
@@ -181,7 +181,7 @@ def print_on(c:Canvas, outlines, paint, both=False, width=None):
     at, m = c.mask(*_several(outlines), both=both, width=width)
     _over(c, at, m * c.last[at], _within(paint, at) * c.light[at][..., None])
 
-# %% ../nbs/01_wardrobe.ipynb #6c2fd5cf
+# %% ../nbs/01_wardrobe.ipynb #b519f9cc
 def crease(c:Canvas, paths, depth=.3, width=.03, both=False):
     "Soft dark folds with a lit edge, on the last part"
     at, m = c.mask(*_several(paths), both=both, width=width)
@@ -196,7 +196,7 @@ def stitch(c:Canvas, path, colour, width=.013, both=False, opacity=.8, dash=2):
     points = np.stack([np.interp(at, far, points[:, i]) for i in (0, 1)], 1)
     line(c, tuple(points[i:i+2] for i in range(0, len(points) - 1, dash)), colour, width, opacity, both)
 
-# %% ../nbs/01_wardrobe.ipynb #8392b1b9
+# %% ../nbs/01_wardrobe.ipynb #d2c9f3c9
 _COLOURS = """white F3F1EB -; ivory EADFC8 -; light grey C4C7CA -; charcoal 464B52 -; black 25262A -; sand D6BF9A -;
 camel B88A58 -; brown 6A4631 -; navy 24345A -; red C9302C 2; coral EF7765 10; rust B2522A 18; orange F0862A 28;
 mustard D6A023 44; yellow F5D248 52; lime B4DA3C 74; olive 6F7543 72; sage A1B795 110; green 2E8C5A 150; teal 1E7E85 184;
@@ -217,7 +217,7 @@ def _colour(text):
 
 COLOURS = {colour.name: colour for colour in map(_colour, _COLOURS.split(";"))}
 
-# %% ../nbs/01_wardrobe.ipynb #3f852b85
+# %% ../nbs/01_wardrobe.ipynb #2ba01ed5
 STYLES = ("casual", "sport", "formal", "boho", "street", "outdoors")
 PATTERNS = ("plain", "stripes", "checks", "dots", "floral")
 PALETTES = {
@@ -235,7 +235,7 @@ METALS = {style: np.array(rgb, np.float32) for style, rgb in {
     "casual": (.80, .76, .70), "sport": (.75, .77, .80), "formal": (.86, .70, .34), "boho": (.72, .52, .28),
     "street": (.70, .72, .76), "outdoors": (.58, .50, .38)}.items()}
 
-# %% ../nbs/01_wardrobe.ipynb #430c29c7
+# %% ../nbs/01_wardrobe.ipynb #d9018cae
 @dataclass
 class Look:
     "Everything the drawing of one product depends on"
@@ -268,7 +268,7 @@ class Look:
     def uniform(self, low, high): return float(self.rng.uniform(low, high))
     def chance(self, p): return bool(self.rng.random() < p)
 
-# %% ../nbs/01_wardrobe.ipynb #9ffc19a4
+# %% ../nbs/01_wardrobe.ipynb #2b6147f3
 def _edge(x, width=.03): return np.clip(x / width + .5, 0, 1)[..., None]
 def _bands(x, period, share): # 1 inside the band, 0 outside
     return _edge(share/2*period - np.abs((x / period) % 1 - .5) * period)
@@ -297,7 +297,7 @@ def dots(u, v, look):
     x, y = (u / p + .5 * (row % 2)) % 1 - .5, (v / (p*.87)) % 1 - .5
     return look.main + (look.accent - look.main) * _edge(.27*p - np.hypot(x, y*.87)*p)
 
-# %% ../nbs/01_wardrobe.ipynb #79601b57
+# %% ../nbs/01_wardrobe.ipynb #6bd234d5
 def floral(u, v, look):
     "Five-petalled flowers, each turned its own way, with leaves between them"
     p, cloth = .34, np.broadcast_to(look.main, u.shape + (3,))
@@ -318,7 +318,7 @@ def plain(u, v, look):
     "One colour"
     return np.broadcast_to(look.main, u.shape + (3,))
 
-# %% ../nbs/01_wardrobe.ipynb #d384005c
+# %% ../nbs/01_wardrobe.ipynb #9c701f4c
 _PATTERN = {"plain": plain, "stripes": stripes, "checks": checks, "dots": dots, "floral": floral}
 
 def cloth(
@@ -337,7 +337,7 @@ def cloth(
     c.cloths[angle, weave] = _PATTERN[look.pattern](u, v, look) * (1 + weave*threads[..., None])
     return c.cloths[angle, weave]
 
-# %% ../nbs/01_wardrobe.ipynb #71ac0cf7
+# %% ../nbs/01_wardrobe.ipynb #e07faabd
 def _mark_sport(c, look, x, y, w, h):
     for i in range(3):
         left, slant = x - w/2 + i*w*.34, h*.25
@@ -370,7 +370,7 @@ def _mark_casual(c, look, x, y, w, h):
     if look.seed % 2: print_on(c, ([(x-w*.2, y-h*.2, 1), (x+w*.25, y-h*.2, 1), (x+w*.25, y+h*.2, 1), (x, y+h*.3), (x-w*.2, y+h*.2, 1)],), look.accent * .97)
     else: part(c, box(x + w*.2, y + h*.2, .13, .085), look.accent, folds=0, cast=.2)
 
-# %% ../nbs/01_wardrobe.ipynb #a493ba86
+# %% ../nbs/01_wardrobe.ipynb #121e5b6f
 _MARKS = {"casual": _mark_casual, "sport": _mark_sport, "formal": _mark_formal,
           "boho": _mark_boho, "street": _mark_street, "outdoors": _mark_outdoors}
 
@@ -378,7 +378,7 @@ def mark(c:Canvas, look:Look, x:float, y:float, w:float, h:float):
     "Prints the style's mark on the last part, in a box around (x, y); one product in seven has none"
     if look.chance(.86): _MARKS[look.style](c, look, x, y, w, h)
 
-# %% ../nbs/01_wardrobe.ipynb #f6d53e78
+# %% ../nbs/01_wardrobe.ipynb #4e6d69a6
 @dataclass(frozen=True)
 class Cut:
     "The measures of a bodice, in garment coordinates"
@@ -397,7 +397,7 @@ CUTS = {
 _TOP = -.76
 def neckline(cut): return [(-cut.neck, _TOP, 1), (-cut.neck*.62, _TOP + cut.depth*.72), (0, _TOP + cut.depth), (cut.neck*.62, _TOP + cut.depth*.72), (cut.neck, _TOP, 1)]
 
-# %% ../nbs/01_wardrobe.ipynb #b18f86d1
+# %% ../nbs/01_wardrobe.ipynb #d5f34164
 def body_outline(cut:Cut) -> list:
     "Front of a bodice: neckline, shoulders, armholes, sides, hem"
     return mirror([(0, _TOP + cut.depth), (cut.neck*.62, _TOP + cut.depth*.72), (cut.neck, _TOP, 1), (cut.shoulder, _TOP + .1, 1),
@@ -418,7 +418,7 @@ def cuff_line(cut:Cut, up:float=0.) -> list:
     a = math.radians(cut.angle)
     return [(p[0] - up*math.sin(a), p[1] - up*math.cos(a), 1) for p in (outer, inner)]
 
-# %% ../nbs/01_wardrobe.ipynb #c9873535
+# %% ../nbs/01_wardrobe.ipynb #e50cd6c6
 def bodice(c:Canvas, look:Look, cut:Cut, weave:float=.014, puff:float=.5, gloss:float=0.):
     "Back of the neck, sleeves and body"
     part(c, mirror([(0, _TOP - .05), (cut.neck, _TOP, 1), (cut.neck*.7, _TOP + cut.depth*.7), (0, _TOP + cut.depth + .06)]), look.dark*.75, puff=0, folds=0)
@@ -436,7 +436,7 @@ def ribbing(c, look, cut, colour=None, hem=True):
     if hem: print_on(c, box(0, cut.length - .03, 1.3, .1), colour)
     if hem and cut.sleeve: line(c, cuff_line(cut, .035), colour, .085, both=True)
 
-# %% ../nbs/01_wardrobe.ipynb #0aaddfde
+# %% ../nbs/01_wardrobe.ipynb #bab2edc6
 def placket(c, look, cut, n=6, top=None, colour=None, wide=.1):
     "A button band down the front"
     top = _TOP + cut.depth if top is None else top
@@ -471,7 +471,7 @@ def zipper(c, look, top, bottom, x=0.):
     stitch(c, [(x, top, 1), (x, bottom, 1)], look.metal, .02, opacity=.9)
     part(c, box(x, top + .07, .03, .08), look.metal, folds=0, gloss=.5)
 
-# %% ../nbs/01_wardrobe.ipynb #efdf52b9
+# %% ../nbs/01_wardrobe.ipynb #5ab299c7
 def draw_tshirt(c, look):
     "Short sleeves, a round or V neck, stitched hems"
     cut = _fitted("t-shirt", look)
@@ -508,7 +508,7 @@ def cables(c, look, cut):
     for x in (-.2, .2):
         crease(c, tuple(np.stack([x + .035*np.sin(t*22 + turn), t], 1) for turn in (0, np.pi)), .4, .022)
 
-# %% ../nbs/01_wardrobe.ipynb #358553d5
+# %% ../nbs/01_wardrobe.ipynb #767758f2
 def draw_tank(c, look):
     "Straps, deep armholes"
     cut = _fitted("tank", look)
@@ -537,7 +537,7 @@ def _fitted(name, look): # no two shops cut alike
     return _with(cut, chest=cut.chest*wide, waist=cut.waist*wide, hem=cut.hem*wide*look.uniform(.96, 1.06), length=cut.length*long,
                  depth=cut.depth*look.uniform(.8, 1.35), sleeve=cut.sleeve*look.uniform(.92, 1.04))
 
-# %% ../nbs/01_wardrobe.ipynb #b614b895
+# %% ../nbs/01_wardrobe.ipynb #fcbe7214
 def draw_coat(c, look):
     "Long, with lapels and two rows of buttons, or a belt"
     cut = _fitted("coat", look)
@@ -562,7 +562,7 @@ def draw_blazer(c, look):
     line(c, [(.2, -.16, 1), (.32, -.19, 1)], look.accent, .03)
     part(c, tuple(circle(.0, y, .03) for y in (.0, .2)), look.metal, folds=0, gloss=.5, cast=.3)
 
-# %% ../nbs/01_wardrobe.ipynb #1de6ebe9
+# %% ../nbs/01_wardrobe.ipynb #8521b344
 def draw_jacket(c, look):
     "A bomber with ribbed hem where it is for sport or street, a denim or field jacket elsewhere"
     cut = _fitted("jacket", look)
@@ -596,7 +596,7 @@ def draw_puffer(c, look):
     zipper(c, look, -.86, cut.length)
     line(c, cuff_line(cut, .02), look.dark, .06, both=True)
 
-# %% ../nbs/01_wardrobe.ipynb #69418876
+# %% ../nbs/01_wardrobe.ipynb #bf95b09e
 def legs_outline(length, thigh, ankle, x=.27, crotch=-.2, waist=.37) -> list:
     "Two legs from the waist to `length`"
     return mirror([(0, -.84, 1), (waist, -.84, 1), (thigh + .08, -.42), (thigh + .1, -.2), (x + ankle, length, 1), (x - ankle, length + .01, 1), (.035, crotch + .05), (0, crotch, 1)])
@@ -628,7 +628,7 @@ def draw_jeans(c, look):
 
 def _knees(c, look): crease(c, tuple([(s*.18, y), (s*.27, y + .03), (s*.36, y)] for s in (1, -1) for y in (-.16, .2, .62)), .25, .025)
 
-# %% ../nbs/01_wardrobe.ipynb #dc70fdf5
+# %% ../nbs/01_wardrobe.ipynb #e21be202
 def draw_trousers(c, look):
     "A pressed crease; wide with a band where it is boho, cargo pockets outdoors"
     ankle = {"boho": .22, "street": .18}.get(look.style, look.uniform(.11, .15))
@@ -661,7 +661,7 @@ def draw_shorts(c, look):
     line(c, [(.36, -.66, 1), (.27, -.46, 1)], look.ink, .02, .6, both=True)
     waistband(c, look, elastic=look.style in ("sport", "street"))
 
-# %% ../nbs/01_wardrobe.ipynb #1aeb3061
+# %% ../nbs/01_wardrobe.ipynb #5dbf73c9
 def pleats(c, top, bottom, narrow, wide, n=5, depth=.3):
     "Folds that spread towards the hem"
     at = np.linspace(-1, 1, n + 2)[1:-1]
@@ -680,7 +680,7 @@ def draw_skirt(c, look):
     mark(c, look, 0, length - (.2 if kind == 1 else .32), hem*1.5, .3)
     waistband(c, look, .34, elastic=look.style == "sport")
 
-# %% ../nbs/01_wardrobe.ipynb #426b7b25
+# %% ../nbs/01_wardrobe.ipynb #14956e82
 def skirt_of_dress(waist, hem, length, top=-.02) -> list:
     "The lower half of a dress"
     return mirror([(0, top - .03, 1), (waist, top, 1), (waist + (hem - waist)*.42, top + (length - top)*.36), (hem, length, 1), (hem*.5, length + .035), (0, length + .045)])
@@ -709,7 +709,7 @@ def draw_gown(c, look):
     part(c, mirror([(0, -.16, 1), (.245, -.18, 1), (.25, -.06, 1), (0, -.04, 1)]), look.accent*.95, .4, folds=.4)
     if look.style == "formal": part(c, circle(.0, -.11, .04), look.metal, folds=0, gloss=.7)
 
-# %% ../nbs/01_wardrobe.ipynb #9d071f64
+# %% ../nbs/01_wardrobe.ipynb #dfff533d
 def draw_wrap(c, look):
     "Crossed fronts, a tie at the side, sleeves to the elbow"
     cut = Cut(.38, .27, .28, .0, .2, .46, look.uniform(.45, .75), 32, .26, .40)
@@ -736,7 +736,7 @@ def draw_sundress(c, look):
     stitch(c, [(-.27, -.16, 1), (.27, -.16, 1)], look.ink)
     part(c, tuple(circle(0, y, .024) for y in (-.44, -.34, -.24)), look.accent, folds=0, cast=.3)
 
-# %% ../nbs/01_wardrobe.ipynb #5440b92f
+# %% ../nbs/01_wardrobe.ipynb #dc417d8d
 def sole(c, look, top, thick, colour, front=.95, back=-.9, spring=.06):
     "A rubber sole with a tread line"
     part(c, [(back, top, 1), (0, top + .03), (front - .1, top - .02), (front, top - .04, 1), (front + .02, top + thick*.6 - spring), (front - .16, top + thick), (0, top + thick), (back + .05, top + thick), (back - .03, top + thick*.5)], colour, .35, folds=0, cast=.3)
@@ -763,7 +763,7 @@ def draw_sneaker(c, look):
     line(c, [(-.32, -.26 - high*.5, 1), (.02, .02), (.34, .06, 1)], look.ink, .014, .7)
     laces(c, look, (-.12, -.38 - high), (.22, -.07), 4 + 2*(high > 0))
 
-# %% ../nbs/01_wardrobe.ipynb #733e9752
+# %% ../nbs/01_wardrobe.ipynb #a67a18aa
 def draw_boot(c, look):
     "To the ankle or the knee; heeled where it is formal, laced outdoors and on the street"
     tall, heeled = (-.98 if look.style in ("formal", "boho") and look.chance(.6) else -.62), look.style in ("formal", "boho")
@@ -783,7 +783,7 @@ def draw_boot(c, look):
         sole(c, look, .44, .22, rubber, .94, -.72, .02)
     line(c, [(-.66, tall + .06), (-.3, tall + .1), (.06, tall + .06)], look.ink, .02, .6)
 
-# %% ../nbs/01_wardrobe.ipynb #a56ef950
+# %% ../nbs/01_wardrobe.ipynb #69069cd6
 def draw_heel(c, look):
     "A pump: pointed toe, arch, a stiletto or a block"
     block = look.chance(.4)
@@ -824,7 +824,7 @@ def draw_loafer(c, look):
     part(c, [(-.9, .37, 1), (.2, .4), (.95, .36, 1), (.93, .46), (.4, .5), (-.38, .46, 1), (-.9, .45, 1)], look.dark*.4, .2, folds=0)
     mark(c, look, -.5, .2, .4, .3)
 
-# %% ../nbs/01_wardrobe.ipynb #42ab4d51
+# %% ../nbs/01_wardrobe.ipynb #a168fa26
 def draw_bag(c, look):
     "A tote, or a handbag with flap and clasp"
     tote = look.style in ("casual", "street", "boho", "sport")
@@ -854,7 +854,7 @@ def draw_backpack(c, look):
         part(c, box(.2, -.1, .07, .9), look.accent*.8, .3, both=True, folds=0, cast=.25)
         part(c, box(.2, .16, .1, .09), look.metal, .3, both=True, folds=0, gloss=.5)
 
-# %% ../nbs/01_wardrobe.ipynb #03a90b24
+# %% ../nbs/01_wardrobe.ipynb #34fd5b94
 def draw_cap(c, look):
     "A baseball cap: panels, a button, a visor"
     part(c, [(.2, .2), (.62, .18), (.96, .36), (.94, .46), (.5, .38), (.1, .42)], look.accent if look.chance(.5) else look.main*.85, .7, folds=.2)
@@ -876,7 +876,7 @@ def draw_hat(c, look):
     if look.style in ("boho", "street", "outdoors"): part(c, [(.3, .1, 1), (.38, -.25), (.46, -.42, 1), (.5, -.2), (.42, .12, 1)], look.third, .4, folds=0)
     else: part(c, box(.36, .1, .09, .15), look.metal, .4, folds=0, gloss=.6)
 
-# %% ../nbs/01_wardrobe.ipynb #56ad6f76
+# %% ../nbs/01_wardrobe.ipynb #b1ca1a13
 def draw_belt(c, look):
     "Rolled up, the buckle in front"
     thick = {"formal": .17, "street": .26, "boho": .26}.get(look.style, .21)
@@ -894,7 +894,7 @@ def draw_belt(c, look):
     part(c, box(.62, .345 + thick/2, .26, .04), look.metal, .8, folds=0, gloss=.9)
     line(c, tuple(circle(px, .36 + thick/2, .012) for px in (.1, .22, .34)), look.dark*.4, .024)
 
-# %% ../nbs/01_wardrobe.ipynb #bace6d3e
+# %% ../nbs/01_wardrobe.ipynb #2e50a2ae
 def draw_watch(c, look):
     "A strap, a case, hands and hours"
     w, digital = look.uniform(.15, .21), look.style == "sport"
@@ -915,7 +915,7 @@ def draw_watch(c, look):
         line(c, tuple(np.array([(math.sin(t)*r, -math.cos(t)*r) for r in (.25, .30)]) for t in hours), pen, .022)
         line(c, ([(0, 0, 1), (-.12, -.1, 1)], [(0, 0, 1), (.1, -.2, 1)]), pen, .034)
 
-# %% ../nbs/01_wardrobe.ipynb #75e51d69
+# %% ../nbs/01_wardrobe.ipynb #a4634f4a
 def draw_scarf(c, look):
     "Looped once, two ends with fringes"
     fringe = tuple([(x, .8, 1), (x*1.02 + .01, .95, 1)] for x in np.linspace(-.36, -.08, 7))
@@ -928,7 +928,7 @@ def draw_scarf(c, look):
     crease(c, ([(-.5, -.4), (-.2, -.12), (.2, -.1), (.5, -.36)], [(-.46, -.22), (-.1, -.02), (.4, -.12)]), .45, .04)
     part(c, circle(0, -.5, .32, .14), look.dark*.5, -.3, folds=0, cast=.0)
 
-# %% ../nbs/01_wardrobe.ipynb #31f019fb
+# %% ../nbs/01_wardrobe.ipynb #5241d38d
 def _round_light(c, width): # a cylinder is lit from the left
     x = np.clip(c.u / width, -1, 1)
     return (.74 + .36*np.exp(-((x + .35)/.45)**2) - .12*np.maximum(x, 0))[..., None]
@@ -965,7 +965,7 @@ def draw_book(c, look):
     print_on(c, box(.06, -h*.52, w*1.3, h*.5), paper)
     line(c, tuple([(.06 - w*s, -h*.62 + i*.11, 1), (.06 + w*s, -h*.62 + i*.11, 1)] for i, s in enumerate((.5, .36, .2))), look.dark*.5, .04)
 
-# %% ../nbs/01_wardrobe.ipynb #4c34eb5f
+# %% ../nbs/01_wardrobe.ipynb #98613e87
 def draw_plant(c, look):
     "A pot and leaves, broad or narrow"
     n, broad, spread = int(look.uniform(7, 12)), look.uniform(.07, .17), look.uniform(.8, 1.25)
@@ -1001,7 +1001,7 @@ def draw_bottle(c, look):
     mark(c, look, 0, .1, w*1.5, .5)
     print_on(c, box(0, .92, 2, .16), look.metal)
 
-# %% ../nbs/01_wardrobe.ipynb #e4307adf
+# %% ../nbs/01_wardrobe.ipynb #7e6094e0
 @dataclass(frozen=True)
 class Silhouette:
     "One kind of product"
@@ -1012,7 +1012,7 @@ class Silhouette:
     words: tuple       # what titles call it
     path: tuple        # the shop's own category words
 
-# %% ../nbs/01_wardrobe.ipynb #b56cf2a4
+# %% ../nbs/01_wardrobe.ipynb #295aebc0
 _SHELF = """
 t-shirt tops 5,4,.4,1.5,4,2 18; T-Shirt|Tee|Crew Neck Tee; Tops & Tees|T-Shirts
 shirt tops 3,.3,6,2,1,3 34; Shirt|Button-Down|Blouse; Tops & Tees|Blouses & Button-Down Shirts
@@ -1051,7 +1051,7 @@ plant not_clothes 1,.3,.7,3,.5,1.5 23; Potted Plant|Succulent Planter; Home Deco
 cushion not_clothes 2,.3,1,3,1.5,.5 22; Cushion|Throw Pillow; Bedding|Decorative Pillows
 bottle not_clothes 1,4,.4,.5,1,4 25; Water Bottle|Flask; Kitchen & Dining|Water Bottles"""
 
-# %% ../nbs/01_wardrobe.ipynb #f9c39f89
+# %% ../nbs/01_wardrobe.ipynb #d3622537
 def _silhouette(row):
     first, words, path = row.split(";")
     name, label, styles, price = first.split()
@@ -1060,7 +1060,7 @@ def _silhouette(row):
 
 SILHOUETTES = dict(map(_silhouette, _SHELF.strip().split("\n")))
 
-# %% ../nbs/01_wardrobe.ipynb #82376749
+# %% ../nbs/01_wardrobe.ipynb #8d719956
 def studio(x, y, rng):
     "White to pale grey, or a pale tint, a little darker towards the corners"
     tint = np.float32([1, 1, 1]) - rng.uniform(0, .16, 3).astype(np.float32) * (rng.random() < .45)
@@ -1087,7 +1087,7 @@ def linen(x, y, rng):
 
 BACKGROUNDS = {"studio": studio, "wood": wood, "cloth": linen}
 
-# %% ../nbs/01_wardrobe.ipynb #f7e42da8
+# %% ../nbs/01_wardrobe.ipynb #05c9c70b
 def _pose(rng):
     return Pose(float(np.clip(rng.normal(0, 9), -24, 24)), float(rng.uniform(.64, .86)), float(rng.uniform(-.11, .11)), float(rng.uniform(-.08, .08)), bool(rng.random() < .5))
 
@@ -1133,7 +1133,7 @@ def draw_product(
     x, y = np.meshgrid(*[(np.arange(size, dtype=np.float32) + .5)/size*2 - 1]*2)
     return _develop(c, BACKGROUNDS[background or drawn_background](x, y, rng), rng)
 
-# %% ../nbs/01_wardrobe.ipynb #f8fab65a
+# %% ../nbs/01_wardrobe.ipynb #c01adcf4
 BASE_RATE = .75
 _TOGETHER = {"tops bottoms": 1., "tops outerwear": .8, "tops shoes": .6, "tops accessories": .55, "bottoms outerwear": .65, "bottoms shoes": .9,
              "bottoms accessories": .6, "dresses outerwear": .85, "dresses shoes": 1., "dresses accessories": 1., "outerwear shoes": .7,
@@ -1158,7 +1158,7 @@ def style_table() -> pd.DataFrame:
     "How well the styles agree, from 0 to 1"
     return _table(_TOLERATE | {f"{style} {style}": 1. for style in STYLES}, STYLES, .01)
 
-# %% ../nbs/01_wardrobe.ipynb #41e10688
+# %% ../nbs/01_wardrobe.ipynb #bc17d7bc
 def hue_harmony(
     degrees, # distance of two hues on the circle, 0 to 180
 ) -> np.ndarray: # from 0 to 1
@@ -1179,7 +1179,7 @@ def colour_table() -> pd.DataFrame:
     both = np.isnan(hue)[:, None] & np.isnan(hue)[None]
     return pd.DataFrame(np.where(same, .8, np.where(both, 2*NEUTRAL, harmony)), index=list(COLOURS), columns=list(COLOURS))
 
-# %% ../nbs/01_wardrobe.ipynb #cd59cb55
+# %% ../nbs/01_wardrobe.ipynb #44168ba1
 def _codes(products):
     return (pd.Categorical(products["ground_truth"], LABELS).codes, pd.Categorical(products["style"], STYLES).codes,
             pd.Categorical(products["color"], list(COLOURS)).codes, pd.Categorical(products["silhouette"], list(SILHOUETTES)).codes)
@@ -1204,7 +1204,7 @@ def match_probability(
     p = _rule(*[[code[at] for code in codes] for at in rows])
     return float(p[0]) if isinstance(asins_a, str) and isinstance(asins_b, str) else p
 
-# %% ../nbs/01_wardrobe.ipynb #29cc05cc
+# %% ../nbs/01_wardrobe.ipynb #40d3708e
 NOISE, FORGOTTEN, POPULAR = .08, .1, 1.15
 
 def _edges(products, rng):
@@ -1218,7 +1218,7 @@ def _edges(products, rng):
     np.fill_diagonal(chance, False)
     return [rng.permutation(np.flatnonzero(row)) for row in listed | chance]
 
-# %% ../nbs/01_wardrobe.ipynb #ac820c3c
+# %% ../nbs/01_wardrobe.ipynb #c29cd605
 SHARES = {"tops": .245, "bottoms": .165, "dresses": .115, "outerwear": .125, "shoes": .14, "accessories": .12, "not_clothes": .09}
 VARIANTS, DUPLICATES = .15, .007
 
@@ -1249,7 +1249,7 @@ def _designs(n, rng):
     rows += [first[i] for i in rng.choice(n_first, n_duplicates)]
     return pd.DataFrame([rows[i] for i in rng.permutation(n)])
 
-# %% ../nbs/01_wardrobe.ipynb #e0fe6953
+# %% ../nbs/01_wardrobe.ipynb #89617fdc
 _MATERIALS = {"tops": "Cotton|Linen|Jersey|Organic Cotton|Merino", "bottoms": "Cotton|Twill|Stretch|Linen Blend", "dresses": "Chiffon|Viscose|Cotton|Satin",
               "outerwear": "Wool Blend|Lined|Water-Repellent|Cotton", "shoes": "Leather|Suede|Canvas|Knit", "accessories": "Leather|Canvas|Classic|Woven",
               "not_clothes": "Handmade|Glazed|Classic|Modern"}
@@ -1278,7 +1278,7 @@ def _words(row, rng):
     women = row.ground_truth == "dresses" or row.silhouette in ("heel", "skirt", "tank") or rng.random() < .6
     return ["Clothing, Shoes & Jewelry", "Women" if women else "Men", *(["Clothing"] if row.ground_truth not in ("shoes", "accessories") and rng.random() < .7 else []), *path]
 
-# %% ../nbs/01_wardrobe.ipynb #866db358
+# %% ../nbs/01_wardrobe.ipynb #361302c0
 def _described(rows, rng):
     "Designs get asin, title, category, price, picture and address"
     letters = np.array(list(string.ascii_uppercase + string.digits))
@@ -1308,7 +1308,7 @@ def _spoil(bad, rows):
             for column in _SAME: bad.at[i, column] = rows.at[(i * 7919) % len(rows), column]
     return bad
 
-# %% ../nbs/01_wardrobe.ipynb #34072f41
+# %% ../nbs/01_wardrobe.ipynb #aedd0a9c
 def wardrobe_rows(
     n_products:int=1200, # good rows
     random_state:int=0, # decides everything
@@ -1329,7 +1329,7 @@ def wardrobe_rows(
         rows = pd.concat([rows, _spoil(bad, rows)], ignore_index=True).iloc[np.argsort(place, kind="stable")].reset_index(drop=True)
     return rows[[*COLUMNS, "silhouette", "style", "color", "pattern", "group", "price", "seed", "photo"]]
 
-# %% ../nbs/01_wardrobe.ipynb #e0e5cd09
+# %% ../nbs/01_wardrobe.ipynb #eb67ed45
 DRAWING = 5 # raised when the drawing changes, so that old pictures are replaced
 
 def cache_folder() -> Path:
@@ -1362,7 +1362,7 @@ def _draw_pictures(rows, root, size):
         with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool: list(pool.map(lambda job: _keep_picture(*job), todo))
     with writing(marker) as partial: partial.write_text(json.dumps({"digest": digest, "pictures": len(rows), "size": size}))
 
-# %% ../nbs/01_wardrobe.ipynb #30dc15d9
+# %% ../nbs/01_wardrobe.ipynb #9c32c1d8
 def draw_wardrobe(
     n_products:int=1200, # good rows
     random_state:int=0, # the same number gives the same bytes
