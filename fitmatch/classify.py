@@ -6,7 +6,7 @@
 __all__ = ['split_for_training', 'mlp', 'category_loss', 'CategoryClassifier', 'accuracy_interval', 'plot_history',
            'plot_confusion']
 
-# %% ../nbs/07_classify.ipynb #313ec7e1
+# %% ../nbs/07_classify.ipynb #32d28cc3
 import hashlib
 import json
 import warnings
@@ -34,19 +34,17 @@ from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
 from .catalogue import FitmatchError, writing
+from .embed import as_vectors
 from .encoders import pick_device
 from .explore import PALETTE
 
-# %% ../nbs/07_classify.ipynb #2d06e391
+# %% ../nbs/07_classify.ipynb #f134fefa
 def _vectors(
     X,               # (n, d) numbers
     width:int|None=None, # d that the model was fitted on; None for any
 ) -> np.ndarray: # (n, d) float32, finite
     "Vectors the network can compute with; raises `FitmatchError` naming the first that it cannot"
-    try: X = np.asarray(X)
-    except ValueError as e: raise FitmatchError(f"embeddings are a table (n, d) of numbers: {e}") from e
-    if X.dtype.kind not in "fiub": raise FitmatchError(f"embeddings are a table (n, d) of real numbers, not {X.dtype}")
-    if X.ndim != 2 or not X.shape[1]: raise FitmatchError(f"embeddings are a table (n, d), one row a product, not {X.shape}")
+    X = as_vectors(X)
     if width is not None and X.shape[1] != width:
         raise FitmatchError(f"embeddings of {X.shape[1]} numbers, but this classifier was fitted on {width}: use the same encoder")
     with np.errstate(over="ignore"): X = X.astype(np.float32)
@@ -54,7 +52,7 @@ def _vectors(
     if len(bad): raise FitmatchError(f"embeddings of {len(bad)} products are not finite float32 numbers (first: row {bad[0]}): embed them again or drop them")
     return X
 
-# %% ../nbs/07_classify.ipynb #fd93a8c5
+# %% ../nbs/07_classify.ipynb #86b52856
 def _labels(
     y,     # (n,) labels
     n:int, # how many there must be
@@ -69,7 +67,7 @@ def _labels(
     if len(kinds) > 1: raise FitmatchError(f"labels of several types ({', '.join(kinds)}): use one, y.astype(str)")
     return np.array(y.tolist())
 
-# %% ../nbs/07_classify.ipynb #2d34fcde
+# %% ../nbs/07_classify.ipynb #4753bb56
 def split_for_training(
     y,           # (n,) labels, none missing
     groups=None, # (n,) what must stay together; a missing value is a group of its own
@@ -90,7 +88,7 @@ def split_for_training(
                       "(too few products or groups to be on both sides)", stacklevel=2)
     return train, test
 
-# %% ../nbs/07_classify.ipynb #6dea887b
+# %% ../nbs/07_classify.ipynb #7a20b0b2
 def _split_items(codes, counts, test_size, random_state):
     "The original project's split; labels of a single product are added to the training side"
     single = counts[codes] == 1
@@ -115,7 +113,7 @@ def _split_groups(codes, groups, test_size, random_state):
     if not held.any() or held.all(): raise ValueError("nothing is left on one of the sides")
     return np.flatnonzero(~held), np.flatnonzero(held)
 
-# %% ../nbs/07_classify.ipynb #7ff86802
+# %% ../nbs/07_classify.ipynb #bc53f295
 def _root(x:torch.Tensor, power:float) -> torch.Tensor: return x if power == 1 else x.sign()*x.abs()**power
 
 class _Input(nn.Module):
@@ -133,7 +131,7 @@ class _Dropout(nn.Module):
         if not self.training or not self.share: return x
         return x*(torch.rand(x.shape, generator=self.generator, device=x.device) >= self.share)/(1 - self.share)
 
-# %% ../nbs/07_classify.ipynb #70079897
+# %% ../nbs/07_classify.ipynb #c25d625a
 def mlp(
     sizes:tuple,         # width of every layer, input and output included: (512, 64, 32, 7)
     dropout:float=0.,    # share of hidden numbers put to zero while training
@@ -148,7 +146,7 @@ def mlp(
         layers += [layer, nn.ReLU(), _Dropout(dropout)]
     return nn.Sequential(*layers[:-2])
 
-# %% ../nbs/07_classify.ipynb #433dc081
+# %% ../nbs/07_classify.ipynb #0ec8578b
 def category_loss(
     logits:torch.Tensor,  # (n, c) outputs before softmax
     targets:torch.Tensor, # (n, c) one-hot, or softer
@@ -158,7 +156,7 @@ def category_loss(
     if loss == "categorical": return F.cross_entropy(logits, targets)
     return F.binary_cross_entropy(logits.softmax(1).clamp(1e-7, 1 - 1e-7), targets)  # the clamp is Keras' epsilon
 
-# %% ../nbs/07_classify.ipynb #07b88418
+# %% ../nbs/07_classify.ipynb #9eaa939e
 class _Predictor:
     "What a fitted network answers"
     def _build(self, layers):
@@ -184,11 +182,12 @@ class _Predictor:
         best = self._logits(X).argmax(1).cpu().numpy()
         return self.classes_[best]
 
-# %% ../nbs/07_classify.ipynb #25313e21
+# %% ../nbs/07_classify.ipynb #fdd18550
 def _model_files(path) -> tuple: # Path of the numbers, Path of the JSON
     path = str(path).removesuffix(".safetensors").removesuffix(".json")
     return Path(path + ".safetensors"), Path(path + ".json")
 
+# %% ../nbs/07_classify.ipynb #86ed759f
 class _Stored:
     "A fitted network on disk"
     def save(self,
@@ -234,7 +233,7 @@ class _Stored:
         self.history_ = pd.DataFrame(note["history"], columns=["epoch", "loss", "accuracy", "val_loss", "val_accuracy"]).astype(dict(epoch=int) | dict.fromkeys(("loss", "accuracy", "val_loss", "val_accuracy"), float))
         return self
 
-# %% ../nbs/07_classify.ipynb #305c679a
+# %% ../nbs/07_classify.ipynb #9abdfe63
 def _refuse_other_encoder(
     path, note, # the model's file and its JSON
     **wanted,   # encoder, weights_sha256: what it will be used with
@@ -244,7 +243,7 @@ def _refuse_other_encoder(
         if value is not None and note[name] != value:
             raise FitmatchError(f"{path} was trained with {name} {note[name] or 'not recorded'}, not {value}: embed with that one, or train a classifier anew")
 
-# %% ../nbs/07_classify.ipynb #21d2896f
+# %% ../nbs/07_classify.ipynb #d11f7bbb
 class CategoryClassifier(_Predictor, _Stored, ClassifierMixin, BaseEstimator):
     "A category for each embedding: the original project's network, trained with Adam on standardised inputs"
     def __init__(self,
@@ -291,7 +290,7 @@ class CategoryClassifier(_Predictor, _Stored, ClassifierMixin, BaseEstimator):
         if len(unknown): raise FitmatchError(f"held-out products have the label '{unknown[0]}', which no training product has: see split_for_training")
         return np.searchsorted(self.classes_, y)
 
-# %% ../nbs/07_classify.ipynb #7ead3052
+# %% ../nbs/07_classify.ipynb #41875c48
 def _check_parameters(model):
     "Raises `FitmatchError` for a parameter that makes no sense"
     rules = dict(hidden=("widths, whole numbers from 1", lambda v: all(isinstance(w, int) and w > 0 for w in v)), loss=("'categorical' or 'binary'", lambda v: v in ("categorical", "binary")),
@@ -303,7 +302,7 @@ def _check_parameters(model):
         except TypeError: good = False
         if not good: raise FitmatchError(f"{name}={value!r}: {name} must be {must}")
 
-# %% ../nbs/07_classify.ipynb #85d06dd5
+# %% ../nbs/07_classify.ipynb #40e1b1ae
 @contextmanager
 def _one_thread():
     "Batches of 32 are too small to share: threads that wait for each other make training many times slower on a busy machine"
@@ -312,7 +311,7 @@ def _one_thread():
     try: yield
     finally: torch.set_num_threads(threads)
 
-# %% ../nbs/07_classify.ipynb #eb62e11f
+# %% ../nbs/07_classify.ipynb #f238bb79
 @_one_thread()
 def _train(
     model,   # a `CategoryClassifier` whose network_ is built
@@ -348,7 +347,7 @@ def _measured(model, X, codes):
     logits, codes = model._logits(X).cpu(), torch.from_numpy(codes)
     return category_loss(logits, F.one_hot(codes, len(model.classes_)).float(), model.loss).item(), (logits.argmax(1) == codes).double().mean().item()
 
-# %% ../nbs/07_classify.ipynb #776c0e0f
+# %% ../nbs/07_classify.ipynb #5fadc5a6
 def accuracy_interval(
     y_true, # (n,) labels
     y_pred, # (n,) predicted labels
@@ -369,7 +368,7 @@ def accuracy_interval(
     low, high = np.quantile(drawn[:, 0]/drawn[:, 1], [(1 - level)/2, (1 + level)/2])
     return float(correct.mean()), float(low), float(high)
 
-# %% ../nbs/07_classify.ipynb #9d27e8a3
+# %% ../nbs/07_classify.ipynb #d0f72673
 def plot_history(
     history:pd.DataFrame, # `CategoryClassifier.history_`
 ) -> Figure:
@@ -389,7 +388,7 @@ def plot_history(
     plt.close(fig)  # the notebook shows what is returned, once
     return fig
 
-# %% ../nbs/07_classify.ipynb #a94ea461
+# %% ../nbs/07_classify.ipynb #73628b28
 def plot_confusion(
     y_true, # (n,) labels
     y_pred, # (n,) predicted labels

@@ -6,7 +6,7 @@
 __all__ = ['MOST_ENTRIES', 'normalise', 'cosine_similarity', 'similarity_blocks', 'NearestItems', 'sample_by_label', 'heatmap',
            'mean_similarity_by_label']
 
-# %% ../nbs/08_similar.ipynb #1d53a3e2
+# %% ../nbs/08_similar.ipynb #f63dd6bb
 import hashlib
 from collections.abc import Iterator
 from itertools import chain
@@ -22,19 +22,17 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
 from .catalogue import LABELS, FitmatchError
+from .embed import as_vectors
 from .encoders import pick_device
 from .explore import label_styles
 
-# %% ../nbs/08_similar.ipynb #2b446f18
+# %% ../nbs/08_similar.ipynb #e45f65ac
 def _vectors(
     X,                   # (n, d) numbers
     width:int|None=None, # d that they must have; None for any
 ) -> np.ndarray: # (n, d) float32, or float64 where the input needs it
     "Vectors with a direction; raises `FitmatchError` naming the first that has none"
-    try: X = np.asarray(X)
-    except ValueError as e: raise FitmatchError(f"embeddings are a table (n, d) of numbers: {e}") from e
-    if X.dtype.kind not in "fiub": raise FitmatchError(f"embeddings are a table (n, d) of real numbers, not {X.dtype}")
-    if X.ndim != 2 or not X.shape[1]: raise FitmatchError(f"embeddings are a table (n, d), one row a product, not {X.shape}")
+    X = as_vectors(X)
     if width is not None and X.shape[1] != width:
         raise FitmatchError(f"embeddings of {X.shape[1]} numbers compared with embeddings of {width}: use one encoder for both")
     return np.ascontiguousarray(X, dtype=np.float64 if X.dtype.itemsize > 4 else np.result_type(X.dtype, np.float32))
@@ -52,7 +50,7 @@ _PAIR_NUMBERS = 2**21  # float64 numbers held at a time by the exact part: 16 MB
 
 def _slices(n, step): return (slice(i, min(i + step, n)) for i in range(0, n, step))
 
-# %% ../nbs/08_similar.ipynb #6932597d
+# %% ../nbs/08_similar.ipynb #7cfa91f9
 def normalise(
     X, # (n, d) embeddings, finite and not zero
 ) -> np.ndarray: # (n, d) float32, every row of length 1
@@ -65,7 +63,7 @@ def _directions(X, lengths):
     for s in _slices(len(X), max(1, _PAIR_NUMBERS//X.shape[1])): out[s] = X[s]/lengths[s, None]  # in double precision, a piece at a time
     return out
 
-# %% ../nbs/08_similar.ipynb #91fbe715
+# %% ../nbs/08_similar.ipynb #358e41b9
 MOST_ENTRIES = 50_000_000
 
 def cosine_similarity(
@@ -79,7 +77,7 @@ def cosine_similarity(
                             "or ask NearestItems() for the best of each row")
     return np.concatenate([block for _, block in similarity_blocks(A, B)]) if n else np.empty((0, m), np.float32)
 
-# %% ../nbs/08_similar.ipynb #6a3fe809
+# %% ../nbs/08_similar.ipynb #4ceef95f
 def similarity_blocks(
     A,      # (n, d) embeddings
     B=None, # (m, d) others; default: A itself
@@ -91,7 +89,7 @@ def similarity_blocks(
     # torch, not NumPy: `X @ X.T` there takes a path of threaded OpenBLAS that crashes on large tables (numpy/numpy#19685)
     for rows in _slices(len(A), block): yield rows, (A[rows] @ B.T).clamp_(-1, 1).numpy()
 
-# %% ../nbs/08_similar.ipynb #0bbc1d9c
+# %% ../nbs/08_similar.ipynb #f6bc32f8
 def _margin(
     d:int, # numbers a vector
 ) -> float: # 2e
@@ -99,7 +97,7 @@ def _margin(
     rounding = {"highest": 0., "high": 2.**-11, "medium": 2.**-8}[torch.get_float32_matmul_precision()]  # of the input to a product
     return 2*((d + 4)*2.**-24 + 2*rounding + rounding**2)
 
-# %% ../nbs/08_similar.ipynb #baa8776c
+# %% ../nbs/08_similar.ipynb #b9a0240e
 def _cosines(
     Q, q_length, # (m, d) and their (m,) lengths
     X, x_length, # (n, d) and their (n,) lengths
@@ -124,7 +122,7 @@ def _best(
     keep = order[starts[:, None] + np.arange(k)]
     return cosines[keep], cols[keep]
 
-# %% ../nbs/08_similar.ipynb #80e8c1ec
+# %% ../nbs/08_similar.ipynb #5f4904a1
 def _distinct(
     X:np.ndarray, # (n, d)
 ) -> tuple: # (u,) first row of each distinct vector, (n,) which one each row is
@@ -134,7 +132,7 @@ def _distinct(
         inverse[i] = seen.setdefault(hashlib.blake2b((row + 0.).data, digest_size=16).digest(), len(seen))  # + 0. makes -0. equal 0.
     return np.unique(inverse, return_index=True)[1], inverse
 
-# %% ../nbs/08_similar.ipynb #b0bac4de
+# %% ../nbs/08_similar.ipynb #075a0df7
 def _unfold(
     cosines, which,  # (m, v) the best distinct vectors of each query
     members, counts, starts, # rows sorted by distinct vector, how many each has, where they start
@@ -146,7 +144,7 @@ def _unfold(
     nth = np.arange(len(pair)) - np.repeat(np.cumsum(n_kept) - n_kept, n_kept)
     return _best(pair//which.shape[1], members[starts[which.ravel()[pair]] + nth], cosines.ravel()[pair], len(which), k)
 
-# %% ../nbs/08_similar.ipynb #5b7c4928
+# %% ../nbs/08_similar.ipynb #508766be
 def _even_slices(
     counts, # (n,) pairs in each row
     most:int=2**19, # pairs in a slice, unless a single row has more
@@ -158,7 +156,7 @@ def _even_slices(
         total += count
     return [slice(*cut) for cut in zip(cuts, cuts[1:] + [len(counts)])]
 
-# %% ../nbs/08_similar.ipynb #b73e1079
+# %% ../nbs/08_similar.ipynb #f3c67f6d
 def _candidates(
     scores, # (m, u) cosines in single precision, on the device
     v:int,  # wanted of each row
@@ -174,7 +172,7 @@ def _candidates(
     rows, places = close[queries].nonzero(as_tuple=True)
     return tuple(a.cpu().numpy() for a in (queries, rows, cols[queries[rows], places], crowded.nonzero()[:, 0]))
 
-# %% ../nbs/08_similar.ipynb #335b7390
+# %% ../nbs/08_similar.ipynb #538453a6
 def _crowded_candidates(
     Q, q_length, X, x_length, # as in `_cosines`
     crowded, # numbers of the queries
@@ -188,7 +186,7 @@ def _crowded_candidates(
         close = scores >= scores.topk(v).values[:, -1:] - margin
         for s in _even_slices(close.sum(1).tolist()): yield some[s], *close[s].nonzero().numpy().T
 
-# %% ../nbs/08_similar.ipynb #29e69a13
+# %% ../nbs/08_similar.ipynb #6e55db75
 def _near(
     items,      # a fitted `NearestItems`
     Q, lengths, # a block of queries and their lengths
@@ -214,7 +212,7 @@ def _search(
         cosines[s], rows[s] = _unfold(*_near(items, Q[s], lengths[s], v), items.members_, items.counts_, starts, k)
     return cosines, rows
 
-# %% ../nbs/08_similar.ipynb #c4c3c070
+# %% ../nbs/08_similar.ipynb #17e7cc02
 def _without_itself(
     cosines, # (n, k + 1)
     rows,    # (n, k + 1) row numbers
@@ -224,7 +222,7 @@ def _without_itself(
     keep[keep.all(axis=1), -1] = False
     return cosines[keep].reshape(len(rows), -1), rows[keep].reshape(len(rows), -1)
 
-# %% ../nbs/08_similar.ipynb #e46d9ddb
+# %% ../nbs/08_similar.ipynb #ca884176
 class NearestItems(BaseEstimator):
     "The exact nearest neighbours by cosine, best first, ties by lower row number"
     def __init__(self,
@@ -266,7 +264,7 @@ class NearestItems(BaseEstimator):
         if itself: found = _without_itself(*(a[self.inverse_] for a in found))
         return found[0].astype(np.float32), found[1].astype(np.int64)
 
-# %% ../nbs/08_similar.ipynb #4364144c
+# %% ../nbs/08_similar.ipynb #05c9ae8d
 def _ordered(
     labels,     # (n,) labels, None where unknown
     order=None, # the labels in order
@@ -279,7 +277,7 @@ def _ordered(
     order = [label for label in order if label in present] + [label for label in present if label not in colours]
     return labels, order + ["unlabelled"]*("unlabelled" in labels), colours
 
-# %% ../nbs/08_similar.ipynb #f5fb8d9f
+# %% ../nbs/08_similar.ipynb #d3c35bc0
 def sample_by_label(
     labels, # (n,) labels
     sample:int=60,      # rows wanted
@@ -293,7 +291,7 @@ def sample_by_label(
     rows = shuffled[np.argsort(turn, kind="stable")[:sample]]
     return rows[np.lexsort((rows, [order.index(label) for label in labels[rows]]))]
 
-# %% ../nbs/08_similar.ipynb #be16a63a
+# %% ../nbs/08_similar.ipynb #ef49bf83
 def _label_bars(
     axis, labels, # the heatmap and its (n,) labels, sorted
     order, colours, # from `_ordered`
@@ -309,7 +307,7 @@ def _label_bars(
         axis.text(-2.2*width, start + count/2, label.replace("_", " "), ha="right", va="center", fontsize=min(10, 5 + count))
         if start: axis.axhline(start, color="white", linewidth=.8), axis.axvline(start, color="white", linewidth=.8)
 
-# %% ../nbs/08_similar.ipynb #b0ea3cea
+# %% ../nbs/08_similar.ipynb #97f88194
 def heatmap(
     X,      # (n, d) embeddings
     labels, # (n,) labels; None where unknown
@@ -332,7 +330,7 @@ def heatmap(
     plt.close(fig)  # the notebook shows what is returned, once
     return fig
 
-# %% ../nbs/08_similar.ipynb #641b6e8e
+# %% ../nbs/08_similar.ipynb #766f15bf
 def mean_similarity_by_label(
     X,      # (n, d) embeddings
     labels, # (n,) labels; None where unknown

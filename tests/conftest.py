@@ -1,5 +1,7 @@
 """What the tests share: the folders of real data, and a workspace made once."""
+import importlib.util
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +35,19 @@ def demo_run(tmp_path_factory):
     from fitmatch.pipeline import demo
     workspace = tmp_path_factory.mktemp("demo")/"workspace"
     return workspace, demo(workspace, n_products=240, progress=False)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    "Chromium with software WebGL; skips with the reason where there is none"
+    if importlib.util.find_spec("playwright") is None: pytest.skip("playwright is not installed: pip install playwright")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None: pytest.skip("no chromium on this machine: apt install chromium")
+    from playwright.sync_api import sync_playwright
+    with sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"])
+        yield browser
+        browser.close()
 
 
 @pytest.fixture

@@ -1,9 +1,7 @@
 """fitmatch.explore: what the notebook does not tell: oracles, edge cases, hostile titles, and the map in a real browser"""
-import importlib.util
 import itertools
 import json
 import re
-import shutil
 from html.parser import HTMLParser
 
 import matplotlib.pyplot as plt
@@ -157,18 +155,6 @@ def test_hostile_titles_add_no_element(catalogue, X):
     assert json.loads(script_json(HOSTILE)) == HOSTILE and not set("<>&") & set(script_json(HOSTILE))
 
 # in a browser
-
-@pytest.fixture(scope="module")
-def browser():
-    "Chromium with software WebGL"
-    if importlib.util.find_spec("playwright") is None: pytest.skip("playwright is not installed: pip install playwright")
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None: pytest.skip("no chromium on this machine: apt install chromium")
-    from playwright.sync_api import sync_playwright
-    with sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"])
-        yield browser
-        browser.close()
 
 def _open(browser, path, width=1280, scheme="light", extra=""):
     "A page with the map drawn, and what it did on the way"

@@ -1,9 +1,7 @@
 """fitmatch.report: every section alone, hostile text everywhere, and the page in a real browser"""
-import importlib.util
 import io
 import os
 import re
-import shutil
 from html.parser import HTMLParser
 
 import numpy as np
@@ -166,18 +164,6 @@ def test_hostile_text_adds_no_element_and_no_attribute(page, hostile):
     assert "{{7*7}}" in outside_scripts(attacked)
 
 # in a browser
-
-@pytest.fixture(scope="module")
-def browser():
-    "Chromium with software WebGL"
-    if importlib.util.find_spec("playwright") is None: pytest.skip("playwright is not installed: pip install playwright")
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None: pytest.skip("no chromium on this machine: apt install chromium")
-    from playwright.sync_api import sync_playwright
-    with sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"])
-        yield browser
-        browser.close()
 
 def _open(browser, path, width, scheme):
     "The report with its map drawn, and all it did that it should not"
