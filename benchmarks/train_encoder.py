@@ -1,6 +1,6 @@
 """Trains the weights that come with fitmatch, from the CC0 clothes photos and drawn wardrobes.
 
-    python benchmarks/train_encoder.py --data ../shared/data/clothes-cc0 --teacher ../shared/weights/mobilenet_v1_075_224.safetensors
+    python benchmarks/train_encoder.py --data clothes-cc0 --teacher mobilenet_v1_075_224.safetensors
 
 Writes fitmatch-cnn.safetensors (16-bit) and fitmatch-cnn.json (recipe, figures, learning curves) into --out. A killed run goes on
 from --work, where pictures, views and the teacher's maps are kept too.
@@ -175,8 +175,8 @@ def measure(encoder, data):
 
 def main():
     a = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    a.add_argument("--data", type=Path, default=Path(os.environ.get("FITMATCH_DATA", "../shared/data"))/"clothes-cc0", help="folder with train/ and validation/")
-    a.add_argument("--teacher", type=Path, default=Path("../shared/weights/mobilenet_v1_075_224.safetensors"))
+    a.add_argument("--data", type=Path, default=Path(os.environ.get("FITMATCH_DATA", "."))/"clothes-cc0", help="folder with train/ and validation/; looked for in FITMATCH_DATA")
+    a.add_argument("--teacher", type=Path, default=Path(os.environ.get("FITMATCH_WEIGHTS", "."))/"mobilenet_v1_075_224.safetensors")
     a.add_argument("--out", type=Path, default=Path(__file__).parent.parent/"fitmatch"/"weights")
     a.add_argument("--work", type=Path, default=Path.home()/".cache"/"fitmatch"/"train-encoder")
     a.add_argument("--network", choices=["FashionNet", "FashionCNN"], default="FashionNet")
