@@ -182,7 +182,7 @@ def run(
 ) -> dict: # the figures of the run, as `fitmatch run --json` prints them
     "Takes a source through every stage into a workspace. Raises `FitmatchError` for what the user can mend"
     read = lambda: read_source(source, labels)
-    return _run(read, str(source), Path(out), encoder, weights, progress)
+    return _run(read, str(Path(source).resolve()), Path(out), encoder, weights, progress)
 
 def demo(
     out:str|Path="fitmatch-demo", # the workspace

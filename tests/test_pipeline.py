@@ -96,3 +96,11 @@ def test_evaluate_images_with_an_unknown_label(tmp_path):
         for label in labels:
             for i in range(4): textured(tmp_path/side/label/f"{i}{side}.png", i + 50*(side == "test"))
     with pytest.raises(FitmatchError, match="labels that .* lacks: c"): evaluate_images(tmp_path/"train", tmp_path/"test", encoder="pixels", progress=False)
+
+
+def test_a_source_may_be_named_in_two_ways(tmp_path, monkeypatch):
+    for i in range(4): textured(tmp_path/"photos"/f"{i}.png", i)
+    run(tmp_path/"photos", tmp_path/"w", encoder="pixels", progress=False)
+    monkeypatch.chdir(tmp_path/"photos")
+    assert run(".", "../w", encoder="pixels", progress=False)["products"] == 4
+    assert "photos" in (tmp_path/"w"/"report.html").read_text(encoding="utf-8")
