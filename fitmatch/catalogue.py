@@ -6,12 +6,13 @@
 __all__ = ['LABELS', 'COLUMNS', 'FitmatchError', 'disk_errors_explained', 'writing', 'Catalogue', 'clean_text', 'clean', 'info',
            'select', 'refuse', 'write_table', 'read_table', 'place_file', 'save_catalogue', 'load_catalogue']
 
-# %% ../nbs/00_catalogue.ipynb #a6dcc659
+# %% ../nbs/00_catalogue.ipynb #31ea352c
 import errno
 import html
 import json
 import os
 import unicodedata
+import zlib
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -22,15 +23,15 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-# %% ../nbs/00_catalogue.ipynb #a981c8de
+# %% ../nbs/00_catalogue.ipynb #9e2baa1b
 LABELS = ("tops", "bottoms", "dresses", "outerwear", "shoes", "accessories", "not_clothes")
 COLUMNS = ("asin", "title", "image", "imageURLHighRes", "also_buy", "category", "ground_truth")
 
-# %% ../nbs/00_catalogue.ipynb #cd959982
+# %% ../nbs/00_catalogue.ipynb #e481c049
 class FitmatchError(Exception):
     "Something the user can mend: the message says what happened, where, and what to do"
 
-# %% ../nbs/00_catalogue.ipynb #c7cf6501
+# %% ../nbs/00_catalogue.ipynb #c792a8cd
 _DISK_TROUBLE = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up",
                  errno.EROFS: "the disk is read-only", errno.EACCES: "writing is not allowed", errno.EPERM: "writing is not allowed",
                  errno.ENOTDIR: "a file stands where a folder is needed", errno.EEXIST: "a file stands where a folder is needed"}
@@ -46,7 +47,7 @@ def disk_errors_explained(
         raise FitmatchError(f"cannot write {path}: {_DISK_TROUBLE[e.errno]}. Free some space or choose another folder; "
                             "what was there before is untouched") from e
 
-# %% ../nbs/00_catalogue.ipynb #16d7e9d8
+# %% ../nbs/00_catalogue.ipynb #9174c1cb
 @contextmanager
 def writing(
     path:Path, # the file that shall exist afterwards, whole
@@ -62,7 +63,7 @@ def writing(
             os.replace(partial, path)
         finally: partial.unlink(missing_ok=True)
 
-# %% ../nbs/00_catalogue.ipynb #409ee3b7
+# %% ../nbs/00_catalogue.ipynb #36a461bc
 def _empty_quarantine():
     return pd.DataFrame({c: pd.Series(dtype=object) for c in ("asin", "reason", "detail")})
 
@@ -91,7 +92,7 @@ class Catalogue:
         "How many `also_buy` entries lead from a product of the catalogue to another"
         return int(self.products["also_buy"].map(len).sum())
 
-# %% ../nbs/00_catalogue.ipynb #403c88a7
+# %% ../nbs/00_catalogue.ipynb #b2d72bb7
 def clean_text(
     value, # a string, or anything else
 ) -> str|None: # readable text in one line, None when nothing is left
@@ -102,7 +103,7 @@ def clean_text(
     text = "".join(" " if c in "\t\n\r" else c for c in text if c in "\t\n\r" or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co"))
     return " ".join(text.split()) or None
 
-# %% ../nbs/00_catalogue.ipynb #1f5c0786
+# %% ../nbs/00_catalogue.ipynb #380ae589
 def _picture_trouble(
     image,     # what the table says
     root:Path, # the catalogue's folder
@@ -113,7 +114,7 @@ def _picture_trouble(
     if path.is_absolute() or ".." in path.parts or ":" in path.parts[0] or "\x00" in image: return "picture outside the folder"
     return None if os.path.isfile(root/image) else "no picture"
 
-# %% ../nbs/00_catalogue.ipynb #3f41c05d
+# %% ../nbs/00_catalogue.ipynb #74ca89fb
 def _is_missing(value) -> bool:
     "Whether a cell holds nothing: None, NaN, an empty string or list"
     if isinstance(value, (list, tuple, np.ndarray)): return len(value) == 0
@@ -137,7 +138,7 @@ def _refusals(
     reasons[~keyed] = "no asin"
     return reasons.where(reasons.notna(), None)
 
-# %% ../nbs/00_catalogue.ipynb #4010ba7c
+# %% ../nbs/00_catalogue.ipynb #92e5c161
 def _clean_edges(
     also_buy:pd.Series, # lists of keys, or anything
     asins:pd.Series,    # key of each row
@@ -151,7 +152,7 @@ def _clean_edges(
         cleaned.append(kept)
     return cleaned, dropped
 
-# %% ../nbs/00_catalogue.ipynb #78dfda7a
+# %% ../nbs/00_catalogue.ipynb #62da05fd
 def clean(
     frame:pd.DataFrame, # rows of a shop; missing columns are filled with nothing
     root:Path,          # the folder that `image` is relative to
@@ -172,7 +173,7 @@ def clean(
     labels = tuple(sorted(set(products["ground_truth"].dropna()))) if labels is None else tuple(labels)
     return Catalogue(products, root, quarantine, dropped, labels)
 
-# %% ../nbs/00_catalogue.ipynb #ed10d6c6
+# %% ../nbs/00_catalogue.ipynb #e5c9f496
 def info(
     catalogue:Catalogue, # a clean catalogue
 ) -> pd.DataFrame: # one row a column: non-null values, and an example
@@ -182,7 +183,7 @@ def info(
     example = {c: next((str(v)[:40] for v in products[c] if not _is_missing(v)), "") for c in products}
     return pd.DataFrame({"non-null": filled, "of": len(products), "example": pd.Series(example)})
 
-# %% ../nbs/00_catalogue.ipynb #83349c9e
+# %% ../nbs/00_catalogue.ipynb #bf23e3ae
 def select(
     catalogue:Catalogue, # a clean catalogue
     rows, # (n,) boolean mask, or integer positions in the order wanted
@@ -204,7 +205,7 @@ def refuse(
     kept = select(catalogue, ~catalogue.products["asin"].isin(refused).to_numpy())
     return replace(kept, quarantine=pd.concat([catalogue.quarantine, rows], ignore_index=True))
 
-# %% ../nbs/00_catalogue.ipynb #da5104b7
+# %% ../nbs/00_catalogue.ipynb #6d248f47
 def write_table(
     table:pa.Table, # what to write
     path:Path,      # where
@@ -221,7 +222,7 @@ def read_table(
     except (pa.ArrowException, OSError) as e:
         raise FitmatchError(f"{path} cannot be read: it is damaged or not Parquet ({str(e).splitlines()[0][:100]})") from e
 
-# %% ../nbs/00_catalogue.ipynb #23546849
+# %% ../nbs/00_catalogue.ipynb #1593760a
 def place_file(
     source:Path, # an existing file
     target:Path, # where it shall be as well
@@ -239,7 +240,15 @@ def _into_workspace(image:str) -> str:
     "Where a picture lies inside a workspace"
     return image if image.startswith("images/") else f"images/{image}"
 
-# %% ../nbs/00_catalogue.ipynb #be8001bc
+# %% ../nbs/00_catalogue.ipynb #2691685c
+def _checksum(
+    about:dict, # the notes beside the table
+    products:pd.DataFrame,
+) -> int:
+    "CRC-32 of the notes, the columns' names and the number of rows"
+    return zlib.crc32(json.dumps([about, list(map(str, products.columns)), len(products)], sort_keys=True).encode())
+
+# %% ../nbs/00_catalogue.ipynb #e55032f3
 def save_catalogue(
     catalogue:Catalogue, # a clean catalogue
     workspace:Path,      # folder; made when it is not there
@@ -252,12 +261,13 @@ def save_catalogue(
         for old, new in zip(catalogue.products["image"], products["image"]): place_file(catalogue.root/old, workspace/new)
     table = pa.Table.from_pandas(products, preserve_index=False)
     about = {"dropped_edges": catalogue.dropped_edges, "labels": list(catalogue.labels)}
+    about["checksum"] = _checksum(about, products)
     table = table.replace_schema_metadata({**(table.schema.metadata or {}), b"fitmatch": json.dumps(about).encode()})
     write_table(table, workspace/"catalogue.parquet")
     write_table(pa.Table.from_pandas(catalogue.quarantine.astype("object"), preserve_index=False), workspace/"quarantine.parquet")
     return replace(catalogue, products=products, root=workspace)
 
-# %% ../nbs/00_catalogue.ipynb #efd035af
+# %% ../nbs/00_catalogue.ipynb #33d830f8
 def load_catalogue(
     workspace:Path, # a folder that `save_catalogue` wrote
 ) -> Catalogue:
@@ -266,10 +276,11 @@ def load_catalogue(
     if not (workspace/"catalogue.parquet").is_file():
         raise FitmatchError(f"{workspace} is no fitmatch workspace (it has no catalogue.parquet): make one with 'fitmatch run SOURCE --out {workspace}'")
     table = read_table(workspace/"catalogue.parquet")
-    try: about, products = json.loads((table.schema.metadata or {}).get(b"fitmatch", b"{}")), table.to_pandas()
+    notes = (table.schema.metadata or {}).get(b"fitmatch")
+    if notes is None: raise FitmatchError(f"{workspace}/catalogue.parquet was not written by fitmatch: to read it as a table, give the file and not the folder")
+    try: about, products = json.loads(notes), table.to_pandas()
     except (ValueError, KeyError, TypeError) as e: raise FitmatchError(f"{workspace}/catalogue.parquet is damaged ({str(e)[:80]}): run again") from e
-    lost = set(COLUMNS) - set(products.columns)
-    if lost: raise FitmatchError(f"{workspace}/catalogue.parquet is damaged: it has no column {', '.join(sorted(lost))}; run again")
+    if about.pop("checksum", None) != _checksum(about, products): raise FitmatchError(f"{workspace}/catalogue.parquet is damaged: run again")
     for column in ("also_buy", "imageURLHighRes"): products[column] = [list(v) if v is not None else [] for v in products[column]]
     quarantine = read_table(workspace/"quarantine.parquet").to_pandas()
-    return Catalogue(products, workspace, quarantine, about.get("dropped_edges", 0), tuple(about.get("labels", LABELS)))
+    return Catalogue(products, workspace, quarantine, about["dropped_edges"], tuple(about["labels"]))
