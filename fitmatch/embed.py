@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from .catalogue import Catalogue, FitmatchError, disk_errors_explained
 from .encoders import Encoder
-from .images import ImageRefused, map_ahead, open_image
+from .images import map_ahead, open_image
 
 # %% ../nbs/05_embed.ipynb #d48476d7
 def as_vectors(

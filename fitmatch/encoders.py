@@ -218,6 +218,13 @@ class _Student(nn.Module):
             out["relation"] = relation_loss(z, teacher)
         return {name: weights.get(name, 1.)*loss for name, loss in out.items()}
 
+# %% ../nbs/04_encoders.ipynb #c4ab37df
+def _adamw(network, lr, weight_decay) -> torch.optim.AdamW:
+    "AdamW that decays the weights of layers, and leaves biases and norms alone"
+    parameters = list(network.parameters())
+    return torch.optim.AdamW([{"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
+                              {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.}], lr=lr)
+
 # %% ../nbs/04_encoders.ipynb #1b3bf620
 class _Training:
     "Everything a run needs to go on: student, optimizer, schedule, history"
@@ -234,9 +241,7 @@ class _Training:
         self.n_epochs, steps = int(np.ceil(epochs)), len(self.images)//self.batch_size
         if not steps: raise FitmatchError(f"{len(self.images)} pictures are less than one batch of {self.batch_size}: "
                                           "take more pictures or a smaller batch_size")
-        decayed = [p for p in self.student.parameters() if p.ndim > 1]
-        others = [p for p in self.student.parameters() if p.ndim <= 1]
-        self.optimizer = torch.optim.AdamW([{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.}], lr=lr)
+        self.optimizer = _adamw(self.student, lr, weight_decay)
         self.lr = torch.optim.lr_scheduler.OneCycleLR(self.optimizer, lr, total_steps=self.n_epochs*steps, pct_start=.1)
 
     def run_epoch(self):

@@ -297,7 +297,7 @@ def _label_bars(
     order, colours, # from `_ordered`
 ):
     "A bar and a name for each label beside the rows, a bar above the columns, and fine lines between the blocks"
-    n, width = len(labels), len(labels)*.02
+    width = len(labels)*.02
     for label in order:
         where = np.flatnonzero(labels == label)
         if not len(where): continue

@@ -1,6 +1,5 @@
 """The command as a user types it: figures on the way through, and one clear line for every mistake."""
 import json
-import os
 import shutil
 import subprocess
 import sys

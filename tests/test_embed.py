@@ -1,5 +1,4 @@
 """The embedding store: killed runs go on, damaged bytes are noticed, other weights are refused."""
-import os
 import random
 import signal
 import subprocess

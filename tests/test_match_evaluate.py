@@ -5,7 +5,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from fitmatch.catalogue import Catalogue, FitmatchError
-from fitmatch.evaluate import (PARTS, auc_interval, category_prior_scores, evaluate_matching, find_leaks, item_groups, judged_pairs, matching_task,
+from fitmatch.evaluate import (PARTS, auc_interval, category_prior_scores, evaluate_matching, find_leaks, item_groups, matching_task,
                                purchase_pairs, random_negatives, split_items, training_part)
 from fitmatch.match import AlsoBuyMatcher, choose_threshold, score_pairs
 
