@@ -23,10 +23,10 @@ setup(
     license_files=["LICENSE"],
     keywords=cfg["keywords"].split(),
     packages=find_packages(include=["fitmatch", "fitmatch.*"]),
-    package_data={"fitmatch": ["weights/*.safetensors", "weights/*.json", "weights/*.md"]},
+    package_data={"fitmatch": ["weights/*.safetensors", "weights/*.json", "weights/*.md", "*.json"]},
     python_requires=">=" + cfg["min_python"],
     install_requires=cfg["requirements"].split(),
-    extras_require={"dev": cfg["dev_requirements"].split()},
+    extras_require={key.removesuffix("_requirements"): cfg[key].split() for key in cfg if key.endswith("_requirements")},
     entry_points={
         "console_scripts": cfg["console_scripts"].split(),
         "nbdev": [f"{cfg['lib_name']}={cfg['lib_name']}._modidx:d"],

@@ -4,11 +4,14 @@
 
 # %% auto #0
 __all__ = ['app', 'evaluate_app', 'JsonFlag', 'EncoderName', 'WeightsFile', 'Labels', 'describe_run', 'demo_command',
-           'run_command', 'match_command', 'evaluate_images_command', 'encoders_command', 'run_command_line', 'main']
+           'run_command', 'parse_columns', 'describe_prepared', 'next_command', 'prepare_command', 'export_command',
+           'fetch_command', 'describe_download', 'parse_hosts', 'download_command', 'match_command',
+           'evaluate_images_command', 'encoders_command', 'run_command_line', 'main']
 
 # %% ../nbs/14_cli.ipynb #93d00da7
 import json
 import os
+import shlex
 import sys
 import warnings
 from enum import Enum
@@ -76,6 +79,120 @@ def run_command(
     from fitmatch.pipeline import run
     summary = run(source, out, encoder, weights, labels.value if labels else None)
     _print_json(summary) if as_json else print(describe_run(summary))
+
+# %% ../nbs/14_cli.ipynb #220ddd59
+def parse_columns(
+    text:str|None, # "asin=sku,title=name"
+) -> dict: # {column of ours: column of the file}
+    "The column mapping of `--columns`"
+    from fitmatch.catalogue import FitmatchError
+    pairs = [pair.partition("=") for pair in (text or "").split(",") if pair.strip()]
+    wrong = next((ours for ours, sign, theirs in pairs if not (ours.strip() and sign and theirs.strip())), None)
+    if wrong is not None: raise FitmatchError(f"--columns: '{wrong}' has no '=': type for example --columns asin=sku,title=name")
+    return {ours.strip(): theirs.strip() for ours, _, theirs in pairs}
+
+# %% ../nbs/14_cli.ipynb #70b8cf01
+def describe_prepared(
+    summary:dict, # of `fitmatch.prepare.prepare`
+) -> str: # the info table, and what was refused
+    "What a catalogue holds, as a person reads it"
+    refused = ", ".join(f"{n:,} × {reason}" for reason, n in summary["refused"].items()) or "none"
+    labels = ", ".join(f"{label} {n:,}" for label, n in sorted(summary["labels"].items(), key=lambda item: -item[1])) or "none"
+    rules = ", ".join(f"{rule} {n:,}" for rule, n in list(summary["rules"].items())[:12])
+    lines = [f"{'column':18}{'non-null':>12}", *(f"{c:18}{n:12,}" for c, n in summary["columns"].items()), f"{'of':18}{summary['products']:12,}", "",
+             f"rows       {summary['rows']:,} = {summary['products']:,} products + {sum(summary['refused'].values()):,} refused", f"refused    {refused}",
+             f"edges      {summary['edges']:,} inside the catalogue, {summary['dropped_edges']:,} led outside", f"labels     {labels}, unlabelled {summary['unlabelled']:,}"]
+    return "\n".join(lines + ([f"rules      {rules}"] if rules else []) + [f"seconds    {summary['seconds']:.1f}"])
+
+# %% ../nbs/14_cli.ipynb #70b8cf02
+def next_command(
+    summary:dict,   # of `fitmatch.prepare.prepare`
+    workspace:Path, # as it was typed
+) -> str: # a line, or nothing where no picture is missing
+    "What to type after `fitmatch prepare`"
+    columns = summary["columns"]
+    if not columns["imageURLHighRes"] or columns["image"] == summary["products"]: return ""
+    return f"\nnext       fitmatch download {shlex.quote(str(workspace))}"
+
+# %% ../nbs/14_cli.ipynb #bdb8885f
+@app.command("prepare")
+def prepare_command(
+    source: Annotated[Path, typer.Argument(help="Amazon's metadata (.json, .json.gz, .csv), any CSV, Parquet or JSON lines, FashionVC, a folder of pictures, …")],
+    out: Annotated[Path, typer.Option("--out", help="The workspace: where the clean table goes.")],
+    columns: Annotated[Optional[str], typer.Option("--columns", help="Which column is which, for example asin=sku,title=name.")] = None,
+    labels: Annotated[Optional[Labels], typer.Option("--labels", help="Labels of a folder: its sub-folders' names, or those translated into seven.")] = None,
+    as_json: JsonFlag = False,
+):
+    "Read and clean a catalogue; every row is kept, or refused with its reason."
+    from fitmatch.prepare import prepare
+    summary = prepare(source, out, labels.value if labels else None, parse_columns(columns))
+    _print_json(summary) if as_json else print(describe_prepared(summary) + next_command(summary, out))
+
+# %% ../nbs/14_cli.ipynb #70b8cf04
+@app.command("export")
+def export_command(
+    workspace: Annotated[Path, typer.Argument(help="A folder that 'fitmatch prepare' or 'fitmatch run' made.")],
+    file: Annotated[Path, typer.Argument(help="The CSV to write.")],
+    refused: Annotated[bool, typer.Option("--refused", help="The refused rows instead of the products.")] = False,
+):
+    "Write a catalogue as a CSV that no spreadsheet takes for formulas."
+    from fitmatch.catalogue import load_catalogue, write_csv
+    catalogue = load_catalogue(workspace)
+    table = catalogue.quarantine if refused else catalogue.products
+    write_csv(table, file)
+    print(f"{len(table):,} rows in {file}")
+
+# %% ../nbs/14_cli.ipynb #956b7fd5
+@app.command("fetch")
+def fetch_command(
+    name: Annotated[Optional[str], typer.Argument(help="Which source; without it they are listed.")] = None,
+    out: Annotated[Optional[Path], typer.Option("--out", help="Where it goes; default: a folder in the cache.")] = None,
+):
+    "Download a public data set, after showing its licence."
+    from fitmatch.fetch import describe_source, fetch, list_sources
+    if name is None: return print("\n".join(f"{n:22}{notes['about']}" for n, notes in list_sources().items()))
+    print(describe_source(name), file=sys.stderr, flush=True)
+    path = fetch(name, out)
+    print(path)
+    print(f"next: fitmatch prepare {path} --out {name}-workspace", file=sys.stderr)
+
+# %% ../nbs/14_cli.ipynb #70b8cf05
+def describe_download(
+    products:int,
+    pictures:int, # of them that are there
+    report,       # of `fitmatch.images.download_report`
+) -> str: # a few lines of text
+    "How a download ended, reason by reason"
+    lines = [f"{pictures:,} of {products:,} products have a picture"] + ([report.to_string(index=False)] if len(report) else [])
+    if report["next_time"].str.contains("allowed").any():
+        lines.append("to allow more: --hosts shop.example,other.example, or --hosts any for every public one; --http for http:// addresses")
+    return "\n".join(lines)
+
+# %% ../nbs/14_cli.ipynb #70b8cf12
+def parse_hosts(
+    text:str|None, # "cdn.shop.example, img.shop.example", or "any"
+) -> tuple|None: # Amazon's hosts and these; None for "any"
+    "The hosts of `--hosts`; a whole address stands for its host"
+    from fitmatch.images import AMAZON_HOSTS
+    if text == "any": return None
+    return *AMAZON_HOSTS, *(host.rpartition("//")[2].partition("/")[0].strip().lower() for host in (text or "").split(",") if host.strip())
+
+# %% ../nbs/14_cli.ipynb #70b8cf09
+@app.command("download")
+def download_command(
+    workspace: Annotated[Path, typer.Argument(help="A folder that 'fitmatch prepare' made.")],
+    hosts: Annotated[Optional[str], typer.Option("--hosts", help="Further hosts that pictures may come from, with commas; 'any' for every public one.")] = None,
+    http: Annotated[bool, typer.Option("--http", help="Also ask http:// addresses.")] = False,
+    again: Annotated[bool, typer.Option("--again", help="Also ask for what was refused for good.")] = False,
+    threads: Annotated[int, typer.Option("--threads", min=1, max=256, help="Requests at a time.")] = 16,
+    as_json: JsonFlag = False,
+):
+    "Fetch the pictures of a prepared catalogue; call it again to go on."
+    from fitmatch.images import download, download_report
+    catalogue, status = download(workspace, parse_hosts(hosts), http, threads, again=again)
+    report, pictures = download_report(status), int(catalogue.products["image"].notna().sum())
+    if as_json: return _print_json(dict(products=len(catalogue), pictures=pictures, outcomes=report.to_dict("records")))
+    print(describe_download(len(catalogue), pictures, report))
 
 # %% ../nbs/14_cli.ipynb #621a2885
 @app.command("match")

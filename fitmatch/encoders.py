@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['PATIENCE', 'BUNDLED', 'pick_device', 'FashionCNN', 'network_table', 'FashionNet', 'read_weights', 'file_sha256',
            'state_sha256', 'load_uint8', 'augment', 'relation_loss', 'train_encoder', 'EncoderInfo', 'Encoder',
-           'strip_head', 'provided_weights', 'save_encoder', 'list_encoders', 'encoder_info', 'encoder_table',
-           'load_encoder']
+           'strip_head', 'provided_weights', 'save_encoder', 'ProductEncoder', 'list_encoders', 'encoder_info',
+           'encoder_table', 'load_encoder']
 
 # %% ../nbs/04_encoders.ipynb #ffcb1790
 import difflib
 import fnmatch
 import hashlib
+import importlib
 import json
 import pickle
 import re
@@ -130,8 +131,8 @@ def read_weights(
     "The tensors of a safetensors file; anything else is refused with its reason"
     path = Path(path)
     if not path.is_file(): raise FitmatchError(f"no weights file {path}: give the path of a .safetensors file")
-    with open(path, "rb") as f: head = f.read(4)
-    if head[:2] == b"PK" or head[:1] == b"\x80":
+    with open(path, "rb") as f: head = f.read(9)  # safetensors: eight bytes of length, which may be anything, then JSON
+    if head[8:] != b"{" and (head[:2] == b"PK" or head[:1] == b"\x80"):
         raise FitmatchError(f"{path} is a pickle, which can run programs when opened: save the weights with "
                             "safetensors.torch.save_file(model.state_dict(), 'weights.safetensors') and give that file")
     try: return load_file(path)
@@ -340,12 +341,14 @@ class EncoderInfo:
     name: str
     dim: int          # numbers in a vector
     input_size: int   # pixels: side of the square the network sees
-    resize_size: int  # pixels: no picture needs to be decoded with shorter sides than this
+    resize_size: int  # pixels: what the shorter side is brought to, before a square is cut out
     licence: str      # of the weights
     parameters: int   # weights in use
     weights: str      # where they come from
     description: str
     preprocessing: str = ""
+    text: bool = False # reads words too: `encode_text`
+    decode_size: int = 0 # pixels: a JPEG may be decoded down to this shorter side; 0 for as far as its vector does not change
 
 class Encoder:
     "A network with its preprocessing: pictures in, float32 vectors out"
@@ -367,6 +370,10 @@ class Encoder:
     def __call__(self, images) -> np.ndarray: # a list of PIL pictures -> (n, dim) float32
         if not len(images): return np.empty((0, self.info.dim), np.float32)
         return self.encode(torch.stack([self.preprocess(image.convert("RGB")) for image in images]))
+
+    def encode_text(self, texts) -> np.ndarray: # strings -> (n, dim) float32, comparable with the pictures' vectors
+        raise FitmatchError(f"{self.info.name} sees pictures only and reads no text: take an encoder with a text tower, 'open_clip:FashionCLIP' for one, "
+                            "or 'titles' for the words of the products")
 
     def __repr__(self): return f"Encoder({self.info.name!r}, dim={self.info.dim}, weights {self.weights_sha256[:12]}, {self.device})"
 
@@ -585,7 +592,7 @@ def _square(size:int, resample=Image.Resampling.BILINEAR):
 class _Pixels(nn.Module):
     def forward(self, x): return (x.flatten(1) + 1)/256  # never zero, so that black has a direction too
 
-_PIXELS_INFO = EncoderInfo("pixels", 192, 8, 64, "Apache-2.0", 0, "none", "no learning: the mean colours of 8 × 8 tiles", "squeezed to 8 × 8")
+_PIXELS_INFO = EncoderInfo("pixels", 192, 8, 64, "Apache-2.0", 0, "none", "no learning: the mean colours of 8 × 8 tiles", "squeezed to 8 × 8", decode_size=64)
 
 def _load_pixels(name, path, device) -> Encoder:
     if path is not None: raise FitmatchError("the encoder 'pixels' has no weights: leave weights out")
@@ -623,7 +630,7 @@ def _own_network(path:Path) -> tuple: # (network, input size)
 def _load_own(name, path, device) -> Encoder:
     network, size = _own_network(path or BUNDLED)
     info = _own_info(name) if path is None else replace(_own_info(name), weights=Path(path).name)
-    info = replace(info, input_size=size, resize_size=size, parameters=sum(p.numel() for p in network.parameters()),
+    info = replace(info, input_size=size, resize_size=size, decode_size=size, parameters=sum(p.numel() for p in network.parameters()),
                    description=f"{type(network).__name__}, trained by us" if path is None else f"{type(network).__name__} from {Path(path).name}",
                    preprocessing=f"squeezed to {size} × {size}, rescaled inside")
     return Encoder(info, network, _square(size), file_sha256(path or BUNDLED), device)
@@ -634,28 +641,69 @@ def _own_info(name="fitmatch-cnn") -> EncoderInfo:
     notes = json.loads(BUNDLED.with_suffix(".json").read_text(encoding="utf-8"))
     size = notes["input_size"]
     return EncoderInfo(name, 256, size, size, "Apache-2.0", notes["parameters"], "bundled with fitmatch",
-                       f"{notes['network']}, trained by us", f"squeezed to {size} × {size}, rescaled inside")
+                       f"{notes['network']}, trained by us", f"squeezed to {size} × {size}, rescaled inside", decode_size=size)
+
+# %% ../nbs/04_encoders.ipynb #1da8bf2b
+class ProductEncoder(Encoder):
+    "Products in, vectors of their words out; a row of NaN for a product without any word"
+    def __init__(self, info:EncoderInfo, titles, weights_sha256:str): # titles: a fitted `TitleVectors`
+        self.info, self.titles, self.weights_sha256, self.device = info, titles, weights_sha256, torch.device("cpu")
+
+    def __call__(self, products) -> np.ndarray: # a Catalogue or its table -> (n, dim) float32
+        return self.titles.transform(getattr(products, "products", products))
+    def encode_text(self, texts) -> np.ndarray: return self.titles.encode_text(texts) # strings -> (n, dim) float32
+    def preprocess(self, image): raise FitmatchError("'titles' reads the words of products and sees no picture: type encoder(catalogue.products)")
+    encode = preprocess
+
+_TITLES_INFO = EncoderInfo("titles", 128, 0, 0, "Apache-2.0", 0, "fitted on your catalogue", "no picture: TF-IDF and SVD over title, category and colour",
+                           "lower case, no accents, single words", text=True)
+
+def _load_titles(name, path, device) -> ProductEncoder:
+    if path is None:
+        raise FitmatchError("the encoder 'titles' learns its words from your catalogue first: with fitmatch.titles, save_titles(TitleVectors()"
+                            ".fit(catalogue.products), 'titles.safetensors'), then load_encoder('titles', weights='titles.safetensors')")
+    from fitmatch.titles import load_titles
+    titles = load_titles(path)
+    dim, words = titles.components_.shape
+    return ProductEncoder(replace(_TITLES_INFO, dim=dim, parameters=dim*words, weights=Path(path).name), titles, file_sha256(path))
 
 # %% ../nbs/04_encoders.ipynb #9f99835b
+def _extras():
+    "The module of the encoders that other packages bring. It builds on this one, so it is asked for only when it is needed"
+    return importlib.import_module("fitmatch.extras")
+
 @lru_cache(maxsize=1)
 def _registry() -> dict: # name -> (load(name, weights, device), info(name))
-    return {"fitmatch-cnn": (_load_own, _own_info), "pixels": (_load_pixels, lambda name: _PIXELS_INFO),
+    return {"fitmatch-cnn": (_load_own, _own_info), "pixels": (_load_pixels, lambda name: _PIXELS_INFO), "titles": (_load_titles, lambda name: _TITLES_INFO),
             **{name: (_load_torchvision, _torchvision_info) for name in _torchvision_names()},
-            **{f"img2vec:{name}": (_load_img2vec, _img2vec_info) for name in _IMG2VEC}}
+            **{f"img2vec:{name}": (_load_img2vec, _img2vec_info) for name in _IMG2VEC}, **_extras().NAMED}
 
 def list_encoders(
-    pattern:str="*", # as for files: "res*", "img2vec:*"
+    pattern:str="*", # as for files: "res*", "img2vec:*"; all of timm or open_clip only where it begins with "timm:" or "open_clip:"
 ) -> list: # of names
     "The names that `load_encoder` takes"
-    return fnmatch.filter(_registry(), pattern)
+    if pattern in _registry(): return [pattern]
+    others = next((names() for prefix, (_, _, names) in _extras().FAMILIES.items() if pattern.startswith(prefix)), None)
+    return fnmatch.filter(others or _registry(), pattern)
 
 # %% ../nbs/04_encoders.ipynb #4e748671
-def _entry(name:str) -> tuple:
+def _entry(name:str) -> tuple: # (load, info)
     "The registry's entry, or `FitmatchError` with the nearest names"
     if name in _registry(): return _registry()[name]
-    near = difflib.get_close_matches(str(name).lower(), _registry(), n=3, cutoff=.4)
-    raise FitmatchError(f"unknown encoder {name!r}" + (f"; did you mean {' or '.join(near)}?" if near else ";") +
-                        " fitmatch.encoders.list_encoders() lists all")
+    for prefix, (load, info, _) in _extras().FAMILIES.items():
+        if str(name).startswith(prefix): return load, info
+    raise _unknown(name, _registry())
+
+def _unknown(
+    name:str, # what was asked for
+    names,    # what there is
+) -> FitmatchError:
+    "The error for a name that does not exist, with the nearest ones"
+    lower = {known.lower(): known for known in names}
+    near = [lower[key] for key in difflib.get_close_matches(str(name).lower(), lower, n=3, cutoff=.4)]
+    pattern = f"'{str(name).split(':')[0]}:*'" if ":" in str(name) else ""
+    return FitmatchError(f"unknown encoder {name!r}" + (f"; did you mean {' or '.join(near)}?" if near else ";") +
+                         f" fitmatch.encoders.list_encoders({pattern}) lists all")
 
 def encoder_info(name:str) -> EncoderInfo:
     "What an encoder is, without loading its weights"
@@ -669,8 +717,8 @@ def encoder_table(
 
 # %% ../nbs/04_encoders.ipynb #f7512335
 def load_encoder(
-    name:str="fitmatch-cnn", # one of `list_encoders()`
-    weights:str|Path|None=None, # a local .safetensors file; default: the bundled file or torchvision's download
+    name:str="fitmatch-cnn", # one of `list_encoders()`, or "timm:…", "open_clip:…"
+    weights:str|Path|None=None, # a local .safetensors file; default: the bundled file, or a download
     device:str|torch.device|None=None, # see `pick_device`
 ) -> Encoder:
     "An encoder, ready to use. Raises `FitmatchError` for an unknown name and for weights that are missing or do not fit"

@@ -20,7 +20,7 @@ import pandas as pd
 import pyarrow as pa
 
 from . import __version__
-from .catalogue import Catalogue, FitmatchError, load_catalogue, place_file, save_catalogue, select, write_table, writing
+from .catalogue import Catalogue, FitmatchError, load_catalogue, place_file, save_catalogue, select, write_table
 from .classify import CategoryClassifier, accuracy_interval, split_for_training
 from .embed import EmbeddingStore, embed, encode_images
 from .encoders import Encoder, load_encoder
@@ -30,6 +30,7 @@ from .images import ImageRefused, check_images
 from .match import AlsoBuyMatcher, choose_threshold, first_allowed
 from .report import report
 from .similar import NearestItems, heatmap
+from .prepare import read_notes, write_json
 from .sources import read_folder, read_source
 from .wardrobe import draw_wardrobe, match_probability
 
@@ -47,12 +48,6 @@ def stage(
     seconds[name] = round(seconds.get(name, 0) + time.perf_counter() - begin, 3)
 
 # %% ../nbs/13_pipeline.ipynb #1bd879ff
-def _run_notes(workspace:Path) -> dict:
-    "What `run.json` says, empty when there is none"
-    try: return json.loads((Path(workspace)/"run.json").read_text(encoding="utf-8"))
-    except FileNotFoundError: return {}
-    except (OSError, ValueError) as e: raise FitmatchError(f"{workspace}/run.json cannot be read ({e}): delete it and run again") from e
-
 def claim_workspace(
     workspace:Path,  # where the run shall leave its results
     source:str,      # what is read
@@ -63,7 +58,7 @@ def claim_workspace(
     if workspace.exists() and not workspace.is_dir(): raise FitmatchError(f"{workspace} is a file: give a folder to --out")
     if Path(source).is_dir() and Path(source).resolve() in [workspace.resolve(), *workspace.resolve().parents] and not (Path(source)/"run.json").is_file():
         raise FitmatchError(f"{workspace} lies inside the source {source}, where its pictures would be read again: give another folder to --out")
-    notes = _run_notes(workspace)
+    notes = read_notes(workspace)
     before = (notes.get("encoder"), notes.get("weights_sha256"))
     if notes and before != (encoder.info.name, encoder.weights_sha256):
         raise FitmatchError(f"{workspace} was made with encoder {before[0]} (weights {str(before[1])[:12]}), not {encoder.info.name} "
@@ -71,10 +66,6 @@ def claim_workspace(
     if notes and notes.get("source") not in (source, None) and Path(source).resolve() != workspace.resolve():
         raise FitmatchError(f"{workspace} holds the products of {notes['source']}, not of {source}: give another folder to --out")
     return workspace
-
-def _write_json(path:Path, notes:dict):
-    "Writes a JSON file, whole or not at all"
-    with writing(path) as partial: partial.write_text(json.dumps(notes, indent=1, ensure_ascii=False), encoding="utf-8")
 
 # %% ../nbs/13_pipeline.ipynb #d14a818e
 def classify_stage(
@@ -274,7 +265,7 @@ def _finish(catalogue, X, encoder, source, out, found, seconds, say) -> dict:
     if matches is None: results["left_out"]["matches"] = matched
     with stage(seconds, "report", say): page = report(results, out/"report.html")
     summary = summarise(catalogue, encoder, source, found, seconds, page, notes)
-    _write_json(out/"run.json", summary)
+    write_json(out/"run.json", summary)
     return summary
 
 # %% ../nbs/13_pipeline.ipynb #25e20d67
@@ -323,7 +314,7 @@ def match_photos(
 ) -> dict: # matches (table), neighbours (table), refused {photo: reason}, note
     "What goes with each photo, out of a workspace's products"
     workspace = Path(workspace)
-    catalogue, notes = load_catalogue(workspace), _run_notes(workspace)
+    catalogue, notes = load_catalogue(workspace), read_notes(workspace)
     if not notes: raise FitmatchError(f"{workspace} has no run.json: its run was not finished; run it again with 'fitmatch run SOURCE --out {workspace}'")
     if not 1 <= k <= len(catalogue): raise FitmatchError(f"-k {k}: give a number from 1 to {len(catalogue)}, the products of {workspace}")
     encoder = _workspace_encoder(workspace, notes)

@@ -314,7 +314,7 @@ def _refused_section(results:dict, most:int=200) -> dict|None:
     if not len(quarantine): return None
     text = quarantine.astype(object).where(quarantine.notna(), "")
     return {"reasons": [(str(reason), f"{count:,}") for reason, count in text["reason"].value_counts().items()], "n": _count(len(text), "row"), "more": len(text) > most,
-            "rows": [(str(r.asin) or "none", str(r.reason), str(r.detail)) for r in text.head(most).itertuples()]}
+            "rows": [(str(r.asin) or "none", str(r.reason), str(r.excerpt)) for r in text.head(most).itertuples()]}
 
 def _time_section(results:dict) -> dict|None:
     "Seconds by stage, as bars"
@@ -663,8 +663,8 @@ also_buy entries led outside the catalogue and were dropped.{% endif %}</p>
 <tr><th scope="row">{{ reason }}</th><td class="n">{{ n }}</td></tr>{% endfor %}</tbody></table>
 <details><summary>{% if refused.more %}The first {{ refused.rows|length }}{% else %}All{% endif %}, one by one</summary>
 <div class="scroll" tabindex="0" role="region" aria-label="refused rows"><table class="long"><thead><tr><th scope="col">asin</th><th scope="col">reason</th>
-<th scope="col">detail</th></tr></thead><tbody>{% for asin, reason, detail in refused.rows %}<tr><th scope="row">{{ asin }}</th><td>{{ reason }}</td>
-<td>{{ detail }}</td></tr>{% endfor %}</tbody></table></div></details></div></section>{% endif %}
+<th scope="col">excerpt</th></tr></thead><tbody>{% for asin, reason, excerpt in refused.rows %}<tr><th scope="row">{{ asin }}</th><td>{{ reason }}</td>
+<td>{{ excerpt }}</td></tr>{% endfor %}</tbody></table></div></details></div></section>{% endif %}
 {% if time %}<section id="time"><h2>Where the time went</h2><p class="lead">{{ time.total }} seconds in all.</p>
 <div class="card scroll"><table><thead><tr><th scope="col">stage</th><th scope="col" class="n">seconds</th><th scope="col" class="n wide">share</th>
 <th scope="col" style="width:50%"><span class="soft">of the longest</span></th></tr></thead><tbody>{% for name, s, width, share in time.rows %}<tr>

@@ -17,6 +17,21 @@ def _folder(variable, *parts):
     return path
 
 
+FIGURES = []
+
+
+@pytest.fixture(scope="session")
+def figure():
+    "Function noting a measured line, printed when all tests are done"
+    return FIGURES.append
+
+
+def pytest_terminal_summary(terminalreporter):
+    if not FIGURES: return
+    terminalreporter.section("measured")
+    for line in FIGURES: terminalreporter.write_line(line)
+
+
 @pytest.fixture(scope="session")
 def real_data():
     "Function giving a path below FITMATCH_DATA; skips with the reason where it is absent"

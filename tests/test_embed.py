@@ -32,7 +32,7 @@ def test_store_gives_back_what_was_computed(catalogue, tmp_path):
 def test_only_what_changed_is_computed_anew(catalogue, tmp_path, monkeypatch):
     encoder = load_encoder("pixels")
     embed(catalogue, encoder, EmbeddingStore(tmp_path, encoder), progress=False)
-    Image.new("RGB", (48, 48), "lime").save(catalogue.image_path(3))
+    Image.linear_gradient("L").resize((48, 48)).convert("RGB").save(catalogue.image_path(3))
     changed, seen = check_images(catalogue, progress=False), []
     encode = encoder.encode
     monkeypatch.setattr(encoder, "encode", lambda batch: seen.append(len(batch)) or encode(batch))

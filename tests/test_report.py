@@ -34,7 +34,7 @@ def make_results(root, say):
         rows.append(dict(asin=say(f"A{i}"), title=say(f"title {i}"), image=f"{i}.png", ground_truth=labels[i % 3], category=say("c")))
     rows += [dict(asin=say("gone"), title=say("lost"), image="nowhere.png", ground_truth=labels[0])]
     catalogue = clean(pd.DataFrame(rows), root, labels=tuple(labels))
-    catalogue.quarantine["detail"] = [say(d) for d in catalogue.quarantine["detail"]]
+    catalogue.quarantine["excerpt"] = [say(d) for d in catalogue.quarantine["excerpt"]]
     catalogue.quarantine["reason"] = [say(r) for r in catalogue.quarantine["reason"]]
     X, asins = rng.normal(size=(n, 8)), catalogue.products["asin"].tolist()
     clusters = cluster(X, k=3)
@@ -123,11 +123,11 @@ def test_figures_come_in_two_inks_and_are_left_alone(results):
     light, dark = (np.asarray(Image.open(io.BytesIO(__import__("base64").b64decode(both[k].split(",")[1]))).convert("RGBA")) for k in ("light", "dark"))
     assert light.shape == dark.shape and light[0, 0, 3] == dark[0, 0, 3] == 0 and not np.array_equal(light, dark)
     assert figure.axes[0].title.get_color() in ("black", (0, 0, 0, 1)) and figure.patch.get_alpha() is None
-    buffer = io.BytesIO(); Image.new("RGB", (8, 8)).save(buffer, "PNG")
+    buffer = io.BytesIO(); Image.linear_gradient("L").resize((8, 8)).save(buffer, "PNG")
     assert figure_picture(buffer.getvalue(), "alt")["dark"] is None
 
 def test_an_unlabelled_catalogue_makes_a_page(results, tmp_path):
-    for i in range(5): Image.new("RGB", (20, 20)).save(tmp_path/f"{i}.png")
+    for i in range(5): Image.linear_gradient("L").resize((20, 20 + i)).save(tmp_path/f"{i}.png")
     catalogue = clean(pd.DataFrame({"asin": list("abcde"), "image": [f"{i}.png" for i in range(5)]}), tmp_path)
     X = np.random.default_rng(0).normal(size=(5, 2))
     page = report_html(dict(catalogue=catalogue, reduction=reduce(X, 2), clusters=cluster(X, 2), curve=cluster_curve(X)))
