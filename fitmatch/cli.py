@@ -6,7 +6,8 @@
 __all__ = ['app', 'evaluate_app', 'JsonFlag', 'EncoderName', 'WeightsFile', 'Labels', 'describe_run', 'demo_command',
            'run_command', 'parse_columns', 'describe_prepared', 'next_command', 'prepare_command', 'export_command',
            'fetch_command', 'describe_download', 'parse_hosts', 'download_command', 'match_command',
-           'evaluate_images_command', 'encoders_command', 'run_command_line', 'main']
+           'evaluate_images_command', 'encoders_command', 'parse_seeds', 'describe_training', 'train_encoder_command',
+           'run_command_line', 'main']
 
 # %% ../nbs/14_cli.ipynb #93d00da7
 import json
@@ -248,6 +249,46 @@ def encoders_command(pattern: Annotated[str, typer.Argument(help="For example 'r
     "List the encoders."
     from fitmatch.encoders import list_encoders
     print("\n".join(list_encoders(pattern)))
+
+# %% ../nbs/14_cli.ipynb #5a7c0002
+def parse_seeds(
+    text:str|None, # "101, 102"
+) -> tuple|None: # whole numbers
+    "The seeds of `--wardrobes`"
+    from fitmatch.catalogue import FitmatchError
+    try: return None if text is None else tuple(int(seed) for seed in text.split(",") if seed.strip())
+    except ValueError as e: raise FitmatchError(f"--wardrobes {text!r}: type whole numbers with commas, such as 101,102") from e
+
+def describe_training(
+    notes:dict, # of `fitmatch.train.train_encoder_files`
+    out:Path,   # as it was typed
+) -> str: # a few lines of text
+    "What came of a training, as a person reads it"
+    figures = [f"{name:21}{_percent(f['logistic']):>8} {_percent(f['knn10_cosine']):>8}   of {f['n']}" for name, f in notes["figures"].items()]
+    return "\n".join([f"network    {notes['network']}, {notes['input_size']} × {notes['input_size']} pixels, {notes['parameters']:,} weights, {notes['bytes']/1e6:.1f} MB",
+                       f"pictures   {notes['pictures']['photos']:,} photos, {notes['pictures']['views']:,} views with the drawings", f"seconds    {notes['training_seconds']}", "",
+                       f"{'accuracy':21}{'logistic':>8} {'10 near':>8}", *figures, "", f"next       fitmatch run photos/ --weights {shlex.quote(str(out))}"])
+
+# %% ../nbs/14_cli.ipynb #5a7c0001
+@app.command("train-encoder")
+def train_encoder_command(
+    data: Annotated[Path, typer.Option("--data", help="A folder with a sub-folder a kind of product, or with train/ and validation/ that have.")],
+    out: Annotated[Path, typer.Option("--out", help="The .safetensors to write; beside it a .json with recipe, figures and learning curves.")] = Path("my-encoder.safetensors"),
+    teacher: Annotated[Optional[str], typer.Option("--teacher", help="A larger network to learn from: a .safetensors of MobileNetV1 or a torchvision network, or such a network's name.")] = None,
+    network: Annotated[Optional[str], typer.Option("--network", help="FashionCNN or FashionNet.")] = None,
+    size: Annotated[Optional[int], typer.Option("--size", min=16, help="Pixels: side of the pictures it sees.")] = None,
+    views: Annotated[Optional[int], typer.Option("--views", min=1, help="Views of each photo.")] = None,
+    epochs: Annotated[Optional[int], typer.Option("--epochs", min=1, help="Passes over all views.")] = None,
+    wardrobes: Annotated[Optional[str], typer.Option("--wardrobes", help="Seeds of drawn wardrobes to learn from too, with commas; '' for none.")] = None,
+    random_state: Annotated[Optional[int], typer.Option("--random-state", min=0, help="Where the chance comes from.")] = None,
+    work: Annotated[Optional[Path], typer.Option("--work", help="Where views and the checkpoint are kept, so that a killed run goes on.")] = None,
+    as_json: JsonFlag = False,
+):
+    "Train a small network of your own; what is not given is as for the bundled one."
+    from fitmatch.train import Recipe, train_encoder_files
+    given = dict(network=network, size=size, views=views, epochs=epochs, random_state=random_state, wardrobes=parse_seeds(wardrobes))
+    notes = train_encoder_files(data, out, Recipe(**{k: v for k, v in given.items() if v is not None}), teacher, work)
+    _print_json(notes) if as_json else print(describe_training(notes, out))
 
 # %% ../nbs/14_cli.ipynb #63d35569
 def run_command_line(

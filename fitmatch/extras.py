@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from .catalogue import FitmatchError
-from .encoders import PATIENCE, Encoder, EncoderInfo, _is_reachable, _looks_like, _renamed, _unknown, file_sha256, read_weights
+from .encoders import PATIENCE, Encoder, EncoderInfo, _is_reachable, _renamed, _unknown, file_sha256, guess_encoder, read_weights
 
 # %% ../nbs/04a_extras.ipynb #70e73390
 def _extra(
@@ -128,7 +128,7 @@ def _timm_network(
 
 def _does_not_fit(path, name:str, state:dict, trouble:Exception) -> FitmatchError:
     "The error for a file of another network"
-    reasons, guess = [line.strip() for line in str(trouble).splitlines()], _looks_like(_renamed(state))
+    reasons, guess = [line.strip() for line in str(trouble).splitlines()], guess_encoder(state)
     return FitmatchError(f"{path} does not fit {name}: {(reasons[1:] or reasons or ['no reason given'])[0][:160]}." +
                          (f" It looks like {guess}: load_encoder({guess!r}, weights=…)" if guess else " Give the encoder it was made for"))
 

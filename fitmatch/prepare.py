@@ -98,7 +98,7 @@ class _Judged:
     rows:int        # of the batch, refused ones too
     reached:int     # bytes of the file that have been read
     good:pa.Buffer  # the rows that are kept: an Arrow stream of `_good_schema`
-    refused:pd.DataFrame # columns `QUARANTINE`
+    refused:pa.Table # of `QUARANTINE_SCHEMA`, in the order of the file
     seen:tuple      # (n,) each: hashes of keys, titles, addresses, and the number of cells filled
     labels:Counter
     rules:Counter
@@ -108,13 +108,34 @@ def _good_schema(schema:pa.Schema) -> pa.Schema:
     return pa.schema([*schema, *((f"_{name}", pa.list_(pa.uint64())) for name in _EDGES)])
 
 # %% ../nbs/03a_prepare.ipynb #3a0c13a1
-def _doubtful(table:pa.Table, wanted:str) -> np.ndarray:
-    "Rows that may break a rule; to the others the contract has nothing to say"
+def _doubtful(
+    table:pa.Table, # of a stream's schema
+    wanted:str,     # one of `fitmatch.catalogue.PICTURES`
+) -> tuple: # (rows that may break a rule, rows that break just one: there is no picture)
+    "Where the contract is asked, and where its answer is known; to the other rows it has nothing to say"
     column = lambda name: table[name].combine_chunks()
     doubtful = pc.or_(pc.fill_null(pc.match_substring_regex(column("title"), "[(<]"), False), pc.is_valid(column("image")))
-    doubtful = pc.or_(doubtful, pc.invert(pc.fill_null(pc.match_substring_regex(column("asin"), _PLAIN), False)))
-    if wanted != "optional": doubtful = pc.or_(doubtful, pc.equal(pc.list_value_length(column("imageURLHighRes")), 0))
-    return np.flatnonzero(doubtful.to_numpy(zero_copy_only=False))
+    doubtful = pc.or_(doubtful, pc.invert(pc.fill_null(pc.match_substring_regex(column("asin"), _PLAIN), False))).to_numpy(zero_copy_only=False)
+    bare = pc.list_value_length(column("imageURLHighRes")).to_numpy() == 0 if wanted != "optional" else np.zeros(len(table), bool)
+    return np.flatnonzero(doubtful), np.flatnonzero(bare & ~doubtful)
+
+# %% ../nbs/03a_prepare.ipynb #3a0c13b1
+def _without_picture(table:pa.Table) -> pa.Table:
+    "Rows whose only fault this is, as `quarantined` has them"
+    excerpt = pc.utf8_slice_codeunits(pc.fill_null(table["title"], ""), 0, 80)
+    return pa.table([table["asin"], table["line"], pa.array(["no picture"]*len(table), pa.string()), excerpt], schema=QUARANTINE_SCHEMA)
+
+def _sorted_out(batch:Batch, stream:TableStream) -> tuple: # (good rows, refused rows), tables
+    "A batch after the contract"
+    table, wanted = batch.table, pictures_wanted(stream.plan)
+    rows, bare = _doubtful(table, wanted)
+    asked = table.select(("asin", "title", "image", "imageURLHighRes", "ground_truth", "line")).take(pa.array(rows))
+    asked = pd.DataFrame({c: pd.Series(asked[c].to_pylist(), dtype=object) for c in asked.column_names})
+    first = find_violations(asked, stream.file.parent, None, wanted, doubles=False).drop_duplicates("row")
+    frame = pd.concat([quarantined(asked.iloc[first["row"]], first["reason"].tolist()), pd.DataFrame(batch.refused, columns=QUARANTINE, dtype=object)])
+    refused = pa.concat_tables([pa.Table.from_pandas(frame, schema=QUARANTINE_SCHEMA, preserve_index=False), _without_picture(table.take(pa.array(bare)))])
+    good = np.ones(len(table), bool); good[rows[first["row"]]] = good[bare] = False
+    return table.filter(pa.array(good)).combine_chunks(), refused.take(pc.sort_indices(refused["line"]))
 
 # %% ../nbs/03a_prepare.ipynb #3a0c13a2
 _PLAIN_WORDS = "".join(chr(code).lower() if code < 128 and (chr(code).isalnum() or chr(code) == "_") else " " for code in range(256)).encode("ascii")
@@ -131,15 +152,8 @@ def _titles_compared(titles:pa.StringArray) -> pa.StringArray:
 
 # %% ../nbs/03a_prepare.ipynb #3a0c13a3
 def _judge_batch(batch:Batch, stream:TableStream, reached:int) -> _Judged:
-    "Good rows and refused rows of a batch; which of them are doubles cannot be told yet"
-    table, wanted = batch.table, pictures_wanted(stream.plan)
-    rows = _doubtful(table, wanted)
-    asked = table.select(("asin", "title", "image", "imageURLHighRes", "ground_truth", "line")).take(pa.array(rows))
-    asked = pd.DataFrame({c: pd.Series(asked[c].to_pylist(), dtype=object) for c in asked.column_names})
-    first = find_violations(asked, stream.file.parent, None, wanted, doubles=False).drop_duplicates("row")
-    refused = pd.concat([quarantined(asked.iloc[first["row"]], first["reason"].tolist()), pd.DataFrame(batch.refused, columns=QUARANTINE, dtype=object)]).sort_values("line", kind="stable")
-    good = np.ones(len(table), bool); good[rows[first["row"]]] = False
-    table = table.filter(pa.array(good)).combine_chunks()
+    "What a batch holds; which of its rows are doubles cannot be told yet"
+    table, refused = _sorted_out(batch, stream)
     column = lambda name: table[name].combine_chunks()
     urls = column("imageURLHighRes")
     addresses = _mended(pa.nulls(len(table), pa.string()), *((k := np.flatnonzero(pc.list_value_length(urls).to_numpy())), pc.list_element(urls.take(pa.array(k)), 0)))

@@ -218,3 +218,22 @@ def test_source_pictures_are_left_alone(photo_folder, tmp_path):
 
 def test_out_inside_the_source_is_refused(photo_folder):
     assert "inside the source" in mistake("run", photo_folder, "--out", photo_folder/"w")
+
+
+def test_an_encoder_of_ones_own(tmp_path, photo_folder):
+    "Trained on a folder, then used"
+    own = tmp_path/"mine.safetensors"
+    done = fitmatch("train-encoder", "--data", photo_folder, "--out", own, "--views", 6, "--epochs", 1, "--wardrobes", "", "--work", tmp_path/"work")
+    assert done.returncode == 0, done.stderr
+    assert f"next       fitmatch run photos/ --weights {own}" in done.stdout and "wardrobe label" in done.stdout
+    notes = json.loads(own.with_suffix(".json").read_text())
+    assert notes["network"] == "FashionCNN" and notes["pictures"] == {"photos": 12, "views": 72} and notes["bytes"] == own.stat().st_size
+    done = fitmatch("run", photo_folder, "--weights", own, "--out", tmp_path/"w", "--json")
+    assert done.returncode == 0 and json.loads(done.stdout)["dim"] == 256
+
+
+@pytest.mark.parametrize("options,says", [(("--wardrobes", "one"), "whole numbers"), (("--wardrobes", "0"), "seed 0"), (("--network", "VGG"), "FashionCNN or FashionNet"),
+                                          (("--teacher", "none.safetensors"), "no weights file"), (("--epochs", "0"), "epochs")])
+def test_mistakes_of_a_training(photo_folder, tmp_path, options, says):
+    assert says in mistake("train-encoder", "--data", photo_folder, "--out", tmp_path/"x.safetensors", "--work", tmp_path/"w", *options)
+    assert not (tmp_path/"x.safetensors").exists()

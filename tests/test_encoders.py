@@ -14,18 +14,19 @@ from safetensors.torch import save_file
 import fitmatch.encoders as encoders
 from fitmatch.catalogue import FitmatchError
 from fitmatch.encoders import (BUNDLED, FashionCNN, FashionNet, encoder_info, encoder_table, list_encoders, load_encoder, network_table,
-                               save_encoder, train_encoder)
+                               save_encoder)
+from fitmatch.images import open_image
 
 SMALL = ("resnet18", "squeezenet1_1", "mobilenet_v3_small", "shufflenet_v2_x0_5", "mnasnet0_5", "densenet121", "regnet_y_400mf", "alexnet")
 
 # what `sketch` gives for the pictures below; printed by running this file
-REFERENCE_SHA256 = "90302e0c95731137042e68d83647ceced8ce620abd095881543a1a4add0be8a6"
-REFERENCE = np.array([[-2.8603, -3.8962, -4.0235,  0.1755,  1.1841, -4.5112,  1.9604, -3.0744],
-                      [-0.9437,  2.2665, -3.8865, -2.0007, -1.294 , -6.3343,  6.1055,  0.5542],
-                      [-2.5174, -3.2225, -3.4267, -0.4535,  0.935 , -3.2361,  2.0986, -2.8204],
-                      [-1.2798,  1.807 , -4.6542, -0.4553, -0.5692, -7.5365,  4.3995, -2.8692],
-                      [-2.5395, -2.4795, -3.5964, -0.8788,  1.441 , -2.9328,  2.5222, -2.0186],
-                      [-0.3247,  0.4589, -2.6733, -1.5257, -0.1459, -4.8304,  4.1502, -1.6317]])
+REFERENCE_SHA256 = "1d1580f30332f2c61b1c9b11900a68b1f852d9d8a922b40e37d988a84ac30ffc"
+REFERENCE = np.array([[ 0.2549, -0.0291,  0.1605,  0.1235,  0.0724,  0.1217,  0.0737, -0.1973],
+                      [ 0.568 , -0.2126, -0.2927, -0.0573,  0.4837, -0.159 , -0.2446, -0.7386],
+                      [ 0.2661,  0.0559,  0.2657,  0.1214,  0.0208,  0.0548, -0.0231, -0.1422],
+                      [ 0.2439,  0.0182, -0.0418,  0.1271,  0.1341, -0.0886,  0.0645, -0.1333],
+                      [ 0.6244, -0.1534,  0.1529,  0.1435,  0.3339,  0.1077, -0.2536,  0.0354],
+                      [ 0.6431, -0.4202,  0.1088,  0.0666,  0.1735, -0.031 , -0.3244,  0.2691]])
 
 
 def pictures(n=6):
@@ -81,7 +82,7 @@ def test_the_bundled_encoder_gives_its_stored_outputs():
 def test_the_bundled_files_are_small_and_agree():
     import json
     notes = json.loads(BUNDLED.with_suffix(".json").read_text())
-    assert BUNDLED.stat().st_size == notes["bytes"] < 2_500_000
+    assert BUNDLED.stat().st_size == notes["bytes"] < 3_000_000
     assert notes["sha256"] == load_encoder().weights_sha256 == encoders.file_sha256(BUNDLED)
     info = encoder_info("fitmatch-cnn")
     assert (info.dim, info.input_size, info.parameters) == (256, notes["input_size"], notes["parameters"])
@@ -129,57 +130,9 @@ def test_saved_networks_come_back(tmp_path, network, half):
     np.testing.assert_allclose(encoder(pictures()), straight, atol=5e-3 if half else 1e-5)
 
 
-# ---- training
-def toy(n=48, size=32):
-    "Dark and bright squares: a question that a few steps can answer"
-    g = torch.Generator().manual_seed(0)
-    y = torch.arange(n) % 2
-    return (torch.rand(n, 3, size, size, generator=g)*80 + y.view(-1, 1, 1, 1)*150).to(torch.uint8), y.numpy()
-
-
-def test_training_lowers_the_loss_and_repeats():
-    x, y = toy()
-    runs = [train_encoder(x, {"bright": y}, size=32, epochs=3, batch_size=16, random_state=3, progress=False) for _ in range(2)]
-    history = runs[0][1]
-    assert history.loss.iloc[-1] < history.loss.iloc[0]
-    assert history.equals(runs[1][1])
-    assert all(torch.equal(a, b) for a, b in zip(runs[0][0].state_dict().values(), runs[1][0].state_dict().values()))
-
-
-def test_a_resumed_run_ends_as_an_unbroken_one(tmp_path):
-    x, y = toy()
-    class Killed(Exception): pass
-    epochs = iter(range(1, 9))
-    def kill_after_two(network):
-        if next(epochs) == 3: raise Killed
-        return {}
-    settings = dict(size=32, epochs=4, batch_size=16, progress=False)
-    straight, h1 = train_encoder(x, {"b": y}, **settings)
-    with pytest.raises(Killed): train_encoder(x, {"b": y}, checkpoint=tmp_path/"c.safetensors", evaluate=kill_after_two, **settings)
-    resumed, h2 = train_encoder(x, {"b": y}, checkpoint=tmp_path/"c.safetensors", **settings)
-    assert h2.epoch.tolist() == [1, 2, 3, 4]
-    np.testing.assert_allclose(h1.loss, h2.loss, rtol=1e-4)
-    for a, b in zip(straight.state_dict().values(), resumed.state_dict().values()): torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
-    assert "4 epochs, not 5" in message(train_encoder, x, {"b": y}, checkpoint=tmp_path/"c.safetensors", **(settings | {"epochs": 5}))
-
-
-@pytest.mark.parametrize("shape", [(12,), (12, 3, 3)])
-def test_a_teacher_of_vectors_or_maps_with_gaps(shape):
-    x, y = toy()
-    teacher = np.random.default_rng(0).normal(size=(len(x), *shape)).astype(np.float32)
-    teacher[::3] = np.nan
-    targets = {"b": np.where(np.arange(len(x)) % 4, y, -1)}
-    _, history = train_encoder(x, targets, teacher, FashionNet(), size=32, epochs=2, batch_size=16, zoom=1, progress=False)
-    assert np.isfinite(history.to_numpy()).all() and "loss_relation" in history
-    assert ("loss_places" in history) == (len(shape) == 3)
-
-
-def test_training_from_files_and_too_few(tmp_path):
-    for i, image in enumerate(pictures()): image.save(tmp_path/f"{i}.png")
-    paths = sorted(tmp_path.glob("*.png"))
-    _, history = train_encoder(paths, {"odd": np.arange(6) % 2}, size=32, epochs=1, batch_size=3, progress=False)
-    assert len(history) == 1
-    assert "batch" in message(train_encoder, paths, {"odd": np.arange(6) % 2}, size=32, epochs=1, batch_size=64, progress=False)
+def test_saving_twice_gives_the_same_bytes(tmp_path):
+    net = FashionCNN()
+    assert len({encoders.file_sha256(save_encoder(net, tmp_path/f"{i}.safetensors", 32)) for i in range(6)}) == 1
 
 
 # ---- torchvision
@@ -361,7 +314,7 @@ def test_squeezenet_knows_clothes(data):
     assert encoder.weights_sha256.startswith("0b91b9e2")
     photos = [(p, folder.name) for folder in sorted((data/"clothes-cc0"/"validation").iterdir()) if folder.name in ("shoes", "pants", "hat")
               for p in sorted(folder.glob("*"))[:12]]
-    X, y = encoder([encoders.open_image(p, 512) for p, _ in photos]), np.array([name for _, name in photos])
+    X, y = encoder([open_image(p, 512) for p, _ in photos]), np.array([name for _, name in photos])
     assert LogisticRegression(max_iter=300).fit(X[::2], y[::2]).score(X[1::2], y[1::2]) > .8
 
 
@@ -370,7 +323,7 @@ def test_the_bundled_encoder_knows_clothes(data):
     from sklearn.neighbors import KNeighborsClassifier
     photos = [(p, folder.name) for folder in sorted((data/"clothes-cc0"/"validation").iterdir()) for p in sorted(folder.glob("*"))]
     encoder = load_encoder()
-    X = np.concatenate([encoder([encoders.open_image(p, 2*encoder.info.input_size) for p, _ in photos[i:i + 32]]) for i in range(0, len(photos), 32)])
+    X = np.concatenate([encoder([open_image(p, 2*encoder.info.input_size) for p, _ in photos[i:i + 32]]) for i in range(0, len(photos), 32)])
     y = np.array([name for _, name in photos])
     assert KNeighborsClassifier(5, metric="cosine").fit(X[::2], y[::2]).score(X[1::2], y[1::2]) > .5
 
