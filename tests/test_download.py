@@ -307,6 +307,22 @@ def test_two_downloads_of_one_workspace_do_not_disturb_each_other(tmp_path):
     assert Counter(download_status(tmp_path)["reason"]) == {"ok": 60} and len(pictures_below(tmp_path)) == 60
     assert load_catalogue(tmp_path).products["image"].notna().all() and not list(tmp_path.rglob("*.partial"))
 
+
+def _note(workspace, gate, name):
+    for turn in range(20):
+        gate.wait(PATIENCE)
+        for n in range(5):
+            with fitmatch.images._downloads(workspace/f"w{turn}") as db: fitmatch.images._record(db, f"{name}-{n}", dict(reason="ok"))
+
+
+def test_notes_of_processes_that_begin_together_are_all_kept(tmp_path):
+    "The table is made, opened and closed by all at the same moment, again and again"
+    gate = CHILDREN.Barrier(4)
+    all_of_them = [start(_note, tmp_path, gate, name) for name in range(4)]
+    for process in all_of_them: process.join(PATIENCE)
+    assert [process.exitcode for process in all_of_them] == [0]*4
+    assert [len(download_status(tmp_path/f"w{turn}")) for turn in range(20)] == [20]*20
+
 # asking again, limits
 
 def test_a_busy_shop_is_asked_again_and_a_missing_picture_is_not(tmp_path, figure):
