@@ -361,6 +361,23 @@ class _Ready(nn.Module):
         self.network, self.half = network, half
     def forward(self, batch): return self.network(self.half.numbers(batch) if self.half else batch)
 
+class _Exact(nn.Module):
+    "A layer that stays float32 while the others do not"
+    def __init__(self, layer:nn.Module): super().__init__(); self.layer = layer
+    def forward(self, x):
+        with torch.autocast(x.device.type, enabled=False): return self.layer(x.float())
+
+def _shortened(network:nn.Module, dtype:torch.dtype) -> nn.Module: # a `_Ready` with a graph of our own -> its copy
+    "Weights of 16 bits; but the first convolution sees pixels, which have more digits than bfloat16 holds, and stays as it is"
+    network = copy.deepcopy(network)
+    names = [name for name, layer in network.named_modules() if isinstance(layer, (nn.Conv2d, nn.Linear))]
+    for name in names[1:]: network.get_submodule(name).to(dtype)  # once, where autocast would do it for every batch
+    if names:
+        parent, _, name = names[0].rpartition(".")
+        setattr(network.get_submodule(parent), name, _Exact(network.get_submodule(names[0])))
+    return network
+
+# %% ../nbs/05_embed.ipynb #a504c5ea
 def _with_torch(
     network:nn.Module, # a `_Ready`
     trial:torch.Tensor, # a batch
@@ -369,10 +386,7 @@ def _with_torch(
 ): # function of a batch, giving (n, d) float32
     "The network in PyTorch, channels last; sums and norms stay float32"
     dtype = getattr(torch, precision)
-    if dtype != torch.float32 and isinstance(network.network, torch.fx.GraphModule):
-        network = copy.deepcopy(network)
-        for layer in network.modules():
-            if isinstance(layer, (nn.Conv2d, nn.Linear)): layer.to(dtype)  # once, where autocast would do it for every batch
+    if dtype != torch.float32 and isinstance(network.network, torch.fx.GraphModule): network = _shortened(network, dtype)
     network = network.to(device, memory_format=torch.channels_last)
     def run(batch):
         if device.type == "cuda": batch = batch.pin_memory()  # its copy then overlaps with what the device is doing
@@ -385,7 +399,7 @@ def _with_torch(
 def _with_openvino(network, trial, precision, device): # as `_with_torch`
     "The network compiled by OpenVINO"
     openvino = importlib.import_module("openvino")
-    model = openvino.convert_model(network, example_input=trial)
+    model = openvino.convert_model(torch.jit.trace(network, trial, check_trace=False), example_input=trial)
     compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[precision]})
     lock = threading.Lock()
     def run(batch):
