@@ -8,6 +8,8 @@ disturbs both alike. An engine that is not installed is left out. Prints a Markd
 import argparse
 import platform
 import resource
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -40,9 +42,14 @@ def img2vec(weights: Path):
 
 def rate(work, n: int) -> float:
     "Pictures a second"
-    start = time.perf_counter()
+    return n/timed(work)[0]
+
+
+def timed(work) -> tuple:
+    "(seconds on the clock, seconds of processor time on all cores)"
+    start, cpu = time.perf_counter(), time.process_time()
     work()
-    return n/(time.perf_counter() - start)
+    return time.perf_counter() - start, time.process_time() - cpu
 
 
 def stored(catalogue, encoder, engine, precision):
@@ -56,6 +63,16 @@ def fidelity(X, exact) -> float:
     return float(((A*B).sum(1)/np.linalg.norm(A, axis=1)/np.linalg.norm(B, axis=1)).min())
 
 
+def growth(args, weights):
+    "One row: seconds for a quarter, half and all of the pictures, in turn"
+    encoder = load_encoder(args.growth, weights=weights if args.growth == "resnet18" else None, device="cpu")
+    catalogue, built, before = check_images(read_folder(args.photos), progress=False), fast(encoder), peak()
+    sizes = [args.pictures//4, args.pictures//2, args.pictures]
+    rounds = [[k/rate(lambda: stored(select(catalogue, np.arange(k)), encoder, "auto", "auto"), k) for k in sizes] for _ in range(args.rounds + 1)][1:]
+    seconds = np.median(rounds, axis=0)
+    print(f"| {args.growth} | {built.engine} | {built.precision} | " + " | ".join(f"{s:.1f}" for s in seconds) + f" | {np.polyfit(np.log(sizes), np.log(seconds), 1)[0]:.2f} | {peak():.2f} ({before:.2f}) |")
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", type=Path)
@@ -63,12 +80,14 @@ if __name__ == "__main__":
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--peer", type=int, default=64, help="pictures for img2vec in each turn")
     parser.add_argument("--weights", type=Path)
+    parser.add_argument("--growth", choices=("resnet18", "fitmatch-cnn"), help="only how time grows with the pictures, for one encoder")
     args = parser.parse_args()
     folder = tempfile.TemporaryDirectory()
     weights = args.weights or Path(folder.name)/"resnet18.safetensors"
     if args.weights is None:
         torch.manual_seed(0)
         save_file({k: v.contiguous() for k, v in encoders._backbone("resnet18").state_dict().items()}, weights)
+    if args.growth: growth(args, weights); sys.exit()
     catalogue = check_images(read_folder(args.photos), progress=False)
     catalogue = select(catalogue, np.arange(min(args.pictures, len(catalogue))))
     paths, n = [catalogue.image_path(i) for i in range(len(catalogue))], len(catalogue)
@@ -89,19 +108,18 @@ if __name__ == "__main__":
     rates, peers = {way[:3]: [] for way in ways}, {way[:3]: [] for way in ways}
     for _ in range(args.rounds):
         for name, engine, precision, *_ in ways:
-            before = rate(lambda: theirs(some), len(some))
-            ours = rate(lambda: stored(catalogue, loaded[name], engine, precision), n)
-            after = rate(lambda: theirs(some), len(some))
-            rates[name, engine, precision].append(ours)
-            peers[name, engine, precision].append((before + after)/2)
-    print("| encoder | engine | precision | pictures/s | img2vec beside it | factor (least to most) | least centred cosine to float32 |\n|---|---|---|---|---|---|---|")
+            before, ours, after = timed(lambda: theirs(some)), timed(lambda: stored(catalogue, loaded[name], engine, precision)), timed(lambda: theirs(some))
+            rates[name, engine, precision].append(np.array(ours)/n)
+            peers[name, engine, precision].append((np.array(before) + np.array(after))/2/len(some))
+    print("| encoder | engine | precision | pictures/s | img2vec beside it | factor (least to most) | processor time a picture, ms | img2vec's | factor | least centred cosine to float32 |\n|---|---|---|---|---|---|---|---|---|---|")
     for name, engine, precision, built, _, cosine in ways:
         ours, peer = np.array(rates[name, engine, precision]), np.array(peers[name, engine, precision])
-        factor, chosen = ours/peer, f"{built.engine} (auto)" if engine == "auto" else engine
-        print(f"| {name} | {chosen} | {built.precision} | {np.median(ours):.0f} | {np.median(peer):.1f} | {np.median(factor):.1f} ({factor.min():.1f} to {factor.max():.1f}) | {cosine:.5f} |", flush=True)
+        factor, (clock, cpu), (their_clock, their_cpu) = peer/ours, np.median(ours, axis=0), np.median(peer, axis=0)
+        chosen = f"{built.engine} (auto)" if engine == "auto" else engine
+        print(f"| {name} | {chosen} | {built.precision} | {1/clock:.0f} | {1/their_clock:.1f} | {np.median(factor[:, 0]):.1f} ({factor[:, 0].min():.1f} to {factor[:, 0].max():.1f}) | "
+              f"{cpu*1e3:.1f} | {their_cpu*1e3:.1f} | {np.median(factor[:, 1]):.1f} | {cosine:.5f} |", flush=True)
 
-    print("\n| encoder | engine | " + " | ".join(f"{k} pictures, s" for k in (n//4, n//2, n)) + " | exponent | peak memory, GB |\n|---|---|---|---|---|---|---|")
-    for name, engine, precision, built, *_ in ways:
-        if engine != "auto": continue
-        seconds = [np.median([k/rate(lambda: stored(select(catalogue, np.arange(k)), loaded[name], engine, precision), k) for _ in range(args.rounds)]) for k in (n//4, n//2, n)]
-        print(f"| {name} | {built.engine} | " + " | ".join(f"{s:.1f}" for s in seconds) + f" | {np.polyfit(np.log([n//4, n//2, n]), np.log(seconds), 1)[0]:.2f} | {peak():.2f} |", flush=True)
+    print("\n| encoder | engine | precision | " + " | ".join(f"{k} pictures, s" for k in (n//4, n//2, n)) + " | exponent | peak memory (before), GB |\n|---|---|---|---|---|---|---|---|", flush=True)
+    for name in loaded:
+        command = [sys.executable, __file__, str(args.photos), "--pictures", str(n), "--weights", str(weights), "--rounds", str(args.rounds), "--growth", name]
+        subprocess.run(command, check=True)  # memory is of a process, so each has its own

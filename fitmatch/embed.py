@@ -22,6 +22,7 @@ import zlib
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -112,7 +113,7 @@ def _lance_errors_explained(path:Path):
     "Turns whatever the store's engine raises into `FitmatchError`"
     with disk_errors_explained(path):
         try: yield
-        except FitmatchError: raise
+        except (FitmatchError, AttributeError, TypeError, NameError): raise  # the last three would be our mistake
         except Exception as e:  # ValueError, RuntimeError, OSError, KeyError and panics, whichever part of a damaged file it stumbles on
             for text, meaning in (("No space left", "the disk is full"), ("Read-only", "the disk is read-only"), ("Permission denied", "writing is not allowed")):
                 if text in str(e): raise FitmatchError(f"cannot write {path}: {meaning}. What was stored before is untouched") from e
@@ -220,12 +221,16 @@ class EmbeddingStore:
 
     def _finish(self):
         "Merges small files when there are many, and seals"
-        try:
-            with _lance_errors_explained(self.path):
-                if self._table.stats().fragment_stats.num_fragments > MANY_FRAGMENTS: self._table.optimize(cleanup_older_than=timedelta(hours=1))
-                rows = self._table.search().select(["asin", "checksum"]).limit(None).to_arrow().sort_by("asin")
-            with writing(self._seal) as partial: partial.write_text(json.dumps(_seal_of(self._table, rows)))
-        except FitmatchError: pass  # the vectors are committed; a full disk only leaves them in more files, and unsealed
+        try: self._merge_small_files()
+        except FitmatchError as e:
+            if "cannot write" not in str(e): raise  # on a full disk the vectors stay in the files where they are
+        with _lance_errors_explained(self.path): rows = self._table.search().select(["asin", "checksum"]).limit(None).to_arrow().sort_by("asin")
+        with writing(self._seal) as unfinished: unfinished.write_text(json.dumps(_seal_of(self._table, rows)))
+
+    def _merge_small_files(self):
+        "One file instead of many; what only versions of an hour ago need is removed"
+        with _lance_errors_explained(self.path):
+            if self._table.stats()["fragment_stats"]["num_fragments"] > MANY_FRAGMENTS: self._table.optimize(cleanup_older_than=timedelta(hours=1))
 
 # %% ../nbs/05_embed.ipynb #135ab413
 MARGIN = 4 # a picture decoded at reduced scale stays this many times as large as the network's input
@@ -292,8 +297,11 @@ class _Bytes:
         return torch.from_numpy(np.array(image))
 
     def numbers(self, batch:torch.Tensor) -> torch.Tensor: # (n, side, side, 3) uint8 -> (n, 3, side, side) float32
-        scale, shift = (torch.tensor(v, device=batch.device).view(3, 1, 1) for v in (self.scale, self.shift))
-        return batch.permute(0, 3, 1, 2).float()*scale + shift
+        return _rescaled(batch, *self.factors())
+    def factors(self) -> tuple: # scale and shift, each (3, 1, 1)
+        return tuple(torch.tensor(v).view(3, 1, 1) for v in (self.scale, self.shift))
+
+def _rescaled(batch, scale, shift): return batch.permute(0, 3, 1, 2).float()*scale + shift # bytes of a picture lie as channels-last networks want them
 
 # %% ../nbs/05_embed.ipynb #84f19e79
 def _noise(width:int, height:int) -> Image.Image:
@@ -358,8 +366,9 @@ class _Ready(nn.Module):
     "A network that takes what `FastEncoder.preprocess` gives"
     def __init__(self, network:nn.Module, half:_Bytes|None):
         super().__init__()
-        self.network, self.half = network, half
-    def forward(self, batch): return self.network(self.half.numbers(batch) if self.half else batch)
+        self.network, self.half = network, half is not None
+        for name, value in zip(("scale", "shift"), half.factors() if half else ()): self.register_buffer(name, value)
+    def forward(self, batch): return self.network(_rescaled(batch, self.scale, self.shift) if self.half else batch)
 
 class _Exact(nn.Module):
     "A layer that stays float32 while the others do not"
@@ -388,11 +397,12 @@ def _with_torch(
     dtype = getattr(torch, precision)
     if dtype != torch.float32 and isinstance(network.network, torch.fx.GraphModule): network = _shortened(network, dtype)
     network = network.to(device, memory_format=torch.channels_last)
+    short = partial(torch.autocast, device.type, dtype) if dtype != torch.float32 else nullcontext
     def run(batch):
         if device.type == "cuda": batch = batch.pin_memory()  # its copy then overlaps with what the device is doing
         batch = batch.to(device, non_blocking=True)
         if not network.half: batch = batch.contiguous(memory_format=torch.channels_last)
-        with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32): return network(batch).float().cpu().numpy()
+        with torch.inference_mode(), short(): return network(batch).float().cpu().numpy()
     return run
 
 # %% ../nbs/05_embed.ipynb #cc836d5f
