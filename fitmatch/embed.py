@@ -479,7 +479,10 @@ def fast(
     if isinstance(encoder, FastEncoder): return encoder
     kept, wish = encoder.__dict__.setdefault("_fast", {}), (engine, precision)
     if wish in kept: return kept[wish]
-    tries, half = plans(encoder, engine, precision), taken_apart(encoder)
+    tries = plans(encoder, engine, precision)
+    for built in kept.values():
+        if (built.engine, built.precision) == tries[0]: return kept.setdefault(wish, built)
+    half = taken_apart(encoder)
     if not any(True for _ in encoder.network.parameters()): return kept.setdefault(wish, encoder)
     pictures = torch.stack([(half or encoder.preprocess)(_noise(encoder.info.input_size + n, encoder.info.input_size)) for n in range(3)])
     numbers = (half.numbers(pictures) if half else pictures).to(encoder.device)
