@@ -1,10 +1,4 @@
-"""The embedding store: killed runs go on, damaged bytes are noticed, other weights are refused."""
-import random
-import signal
-import subprocess
-import sys
-import time
-
+"""The embedding store: only what is missing is computed, damaged bytes are noticed, other weights are refused. Faults of the machine: test_embed_faults.py."""
 import numpy as np
 import pytest
 from PIL import Image
@@ -38,35 +32,6 @@ def test_only_what_changed_is_computed_anew(catalogue, tmp_path, monkeypatch):
     monkeypatch.setattr(encoder, "encode", lambda batch: seen.append(len(batch)) or encode(batch))
     X = embed(changed, encoder, EmbeddingStore(tmp_path, encoder), progress=False)
     assert seen == [1] and np.array_equal(X, embed(changed, encoder, progress=False))
-
-
-KILLED = """
-import sys
-from fitmatch.embed import EmbeddingStore, embed
-from fitmatch.encoders import load_encoder
-from fitmatch.images import check_images
-from fitmatch.sources import read_folder
-encoder = load_encoder("pixels")
-print("ready", flush=True)
-embed(check_images(read_folder(sys.argv[1]), progress=False), encoder, EmbeddingStore(sys.argv[2], encoder), batch_size=1, shard=1, progress=False)
-print("done", flush=True)
-"""
-
-
-def test_killed_runs_end_like_an_unbroken_one(catalogue, photo_folder, tmp_path):
-    "kill -9 at random moments while every picture is its own commit; then one run to the end"
-    encoder, draw = load_encoder("pixels"), random.Random(0)
-    for _ in range(5):
-        child = subprocess.Popen([sys.executable, "-c", KILLED, photo_folder, tmp_path/"w"], stdout=subprocess.PIPE, text=True)
-        assert child.stdout.readline() == "ready\n"
-        time.sleep(draw.uniform(0.05, 0.6))
-        child.send_signal(signal.SIGKILL)
-        child.wait()
-    store = EmbeddingStore(tmp_path/"w", encoder)
-    X = embed(catalogue, encoder, store, progress=False)
-    asins, stored = store.to_numpy()
-    assert len(asins) == len(set(asins)) == len(catalogue)
-    assert np.array_equal(X, embed(catalogue, encoder, progress=False))
 
 
 def test_flipped_bytes_are_noticed(catalogue, tmp_path):
