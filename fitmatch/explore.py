@@ -11,6 +11,7 @@ __all__ = ['PALETTE', 'SYMBOLS', 'Reduction', 'reduce', 'label_styles', 'sample_
 import hashlib
 import html
 import json
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import matplotlib.pyplot as plt
@@ -20,6 +21,7 @@ import plotly.graph_objects as go
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from plotly.offline import get_plotlyjs, get_plotlyjs_version
+from scipy.linalg import eigh
 from scipy.optimize import linear_sum_assignment
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
@@ -32,13 +34,16 @@ from .images import ImageRefused, data_uri, map_ahead, open_image, thumbnail
 # %% ../nbs/06_explore.ipynb #ed5d8bf1
 def _checked(
     X, # (n, d) numbers
-) -> np.ndarray: # (n, d) float64
+) -> np.ndarray: # (n, d) float32 where they are float32, else float64
     "Vectors that can be computed with; raises `FitmatchError` naming the first row that cannot"
-    X = np.asarray(X, dtype=np.float64)
+    X = np.asarray(X)
+    if X.dtype != np.float32: X = X.astype(np.float64)
     if X.ndim != 2 or not X.size: raise FitmatchError(f"embeddings are a table (n, d) with at least one row, not {X.shape}")
-    bad = np.flatnonzero(~np.isfinite(X).all(axis=1))
+    bad = np.flatnonzero(~np.concatenate([np.isfinite(X[s]).all(axis=1) for s in _slices(len(X))]))
     if len(bad): raise FitmatchError(f"embeddings of {len(bad)} products are not finite (first: row {bad[0]}): embed these pictures again or drop them")
     return X
+
+def _slices(n): return (slice(i, min(i + 4096, n)) for i in range(0, n, 4096))
 
 @dataclass(frozen=True)
 class Reduction:
@@ -52,9 +57,37 @@ class Reduction:
         X, # (m, d) other embeddings of the same encoder
     ) -> np.ndarray: # (m, c) float32
         "Coordinates of other products on the same axes"
-        return self.model.transform(_checked(X)).astype(np.float32)
+        return self.model.transform(_checked(X).astype(np.float64)).astype(np.float32)
 
 # %% ../nbs/06_explore.ipynb #5603684b
+def _principal_axes(
+    X:np.ndarray, # (n, d) numbers, at least d rows
+    k:int,        # axes wanted
+) -> PCA: # fitted, in double precision
+    "Exact PCA from the d x d matrix of products, a few rows at a time: centred first, summed up in double precision"
+    mean, d = X.mean(axis=0, dtype=np.float64), X.shape[1]
+    products, centre = np.zeros((d, d)), mean.astype(X.dtype)
+    for s in _slices(len(X)):
+        x = X[s] - centre
+        products += x.T @ x.copy()  # a copy, see numpy/numpy#19685
+    values, axes = eigh(products, subset_by_index=[d - k, d - 1])
+    values, axes = values[::-1].clip(0), axes.T[::-1]
+    axes = axes*np.sign(axes[np.arange(k), np.abs(axes).argmax(axis=1)])[:, None]  # as scikit-learn turns them
+    return _as_pca(mean, axes, values, np.trace(products), len(X))
+
+def _as_pca(mean, axes, values, total, n):
+    "What scikit-learn's PCA would have learned"
+    model, (k, d) = PCA(len(axes), svd_solver="covariance_eigh"), axes.shape
+    model.mean_, model.components_, model.explained_variance_, model.singular_values_ = mean, axes, values/max(n - 1, 1), values**.5
+    model.explained_variance_ratio_ = values/total if total > 0 else np.zeros(k)
+    model.noise_variance_ = max(total - values.sum(), 0)/max(n - 1, 1)/(d - k) if k < d else 0.
+    model.n_components_, model.n_samples_, model.n_features_in_ = k, n, d
+    return model
+
+def _project(model, X): # (n, c) of X's own type: scikit-learn would copy all of X
+    return np.concatenate([(X[s] - model.mean_.astype(X.dtype)) @ model.components_.T.astype(X.dtype) for s in _slices(len(X))])
+
+# %% ../nbs/06_explore.ipynb #1b474f56
 def reduce(
     X,                  # (n, d) embeddings
     n_components:int=3, # axes to keep
@@ -65,11 +98,12 @@ def reduce(
     X = _checked(X)
     if min(X.shape) < n_components:
         raise FitmatchError(f"{n_components} components need at least {n_components} products and {n_components} numbers each; got {X.shape}")
-    # scikit-learn's "auto" would draw random vectors for wide tables; both solvers here are exact
-    model = PCA(n_components, svd_solver="covariance_eigh" if len(X) >= X.shape[1] else "full")
-    with np.errstate(invalid="ignore", divide="ignore"): points = model.fit_transform(X)  # 0/0 when all rows are the same
+    # scikit-learn's "auto" would draw random vectors for wide tables; both ways here are exact
+    if len(X) >= X.shape[1]: model = _principal_axes(X, n_components)
+    else:
+        with np.errstate(invalid="ignore", divide="ignore"): model = PCA(n_components, svd_solver="full").fit(X.astype(np.float64))  # 0/0 when all rows are the same
     ratios = np.nan_to_num(model.explained_variance_ratio_).clip(0, 1)
-    return Reduction(points.astype(np.float32), ratios, float(np.clip(1 - ratios.sum(), 0, 1)) if ratios.any() else 0., model)
+    return Reduction(_project(model, X).astype(np.float32), ratios, float(np.clip(1 - ratios.sum(), 0, 1)) if ratios.any() else 0., model)
 
 # %% ../nbs/06_explore.ipynb #15e320fd
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#8C8C8C", "#F0E442")
@@ -90,11 +124,28 @@ def sample_rows(
     "Row numbers drawn at random without replacement; all of them when there are no more than `most`"
     return np.arange(n) if n <= most else np.sort(np.random.default_rng(random_state).choice(n, most, replace=False))
 
-def _kmeans(X:np.ndarray, k:int, random_state:int) -> KMeans:
-    "A fitted KMeans: the best of ten starts"
-    few = X.size < 4_000_000     # on a busy machine threads that wait for each other cost more than they bring
-    with threadpool_limits(1 if few else None): return KMeans(k, n_init=10, random_state=random_state).fit(X.astype(np.float32))
+@contextmanager
+def _threads_for(X):
+    "On a busy machine threads that wait for each other cost more than they bring"
+    with threadpool_limits(1 if X.size < 4_000_000 else None): yield
 
+# %% ../nbs/06_explore.ipynb #126b739d
+def _kmeans(
+    X:np.ndarray, # (n, d) numbers
+    k:int,        # clusters
+    random_state:int, # seed of the starts
+) -> KMeans:
+    "A fitted KMeans: the best of twenty starts in few dimensions, finished in all"
+    X, dims = X.astype(np.float32, copy=False), max(32, 2*k)
+    if len(X) < X.shape[1] or X.shape[1] < 2*dims:
+        with _threads_for(X): return KMeans(k, n_init=10, random_state=random_state).fit(X)
+    axes, draw = _principal_axes(X, dims), np.random.RandomState(random_state)
+    flat = _project(axes, X)
+    with _threads_for(flat): starts = sorted((KMeans(k, n_init=1, random_state=draw).fit(flat) for _ in range(20)), key=lambda m: m.inertia_)
+    centres = [axes.inverse_transform(start.cluster_centers_).astype(np.float32) for start in starts[:2]]
+    with _threads_for(X): return min((KMeans(k, init=c, n_init=1).fit(X) for c in centres), key=lambda m: m.inertia_)
+
+# %% ../nbs/06_explore.ipynb #8becc473
 def cluster_curve(
     X,                  # (n, d) embeddings
     ks=range(2, 13),    # numbers of clusters to try
@@ -108,7 +159,7 @@ def cluster_curve(
     ks = [k for k in ks if 2 <= k < len(X)]
     if not ks: raise FitmatchError(f"{len(X)} products are too few for a cluster curve: it needs at least 3")
     rows = sample_rows(len(X), sample, random_state)
-    distances, curve = pairwise_distances(X[rows]), []
+    distances, curve = pairwise_distances(X[rows].astype(np.float64)), []
     np.fill_diagonal(distances, 0)
     for k in ks:
         model = _kmeans(X, k, random_state)
@@ -143,7 +194,7 @@ def cluster(
     k:int=7,            # number of clusters
     random_state:int=0, # seed of the starts
 ) -> np.ndarray: # (n,) cluster of each product, 0 the largest
-    "kMeans groups of what looks alike, the best of ten starts; raises `FitmatchError` for fewer products than clusters"
+    "kMeans groups of what looks alike, the best of many starts; raises `FitmatchError` for fewer products than clusters"
     X = _checked(X)
     if not 1 <= k <= len(X): raise FitmatchError(f"{k} clusters need at least {k} products; there are {len(X)}: choose k from 1 to {len(X)}")
     labels = _kmeans(X, k, random_state).labels_

@@ -8,8 +8,10 @@ __all__ = ['MOST_ENTRIES', 'normalise', 'cosine_similarity', 'similarity_blocks'
 
 # %% ../nbs/08_similar.ipynb #f63dd6bb
 import hashlib
+import warnings
 from collections.abc import Iterator
-from itertools import chain
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -97,6 +99,122 @@ def _margin(
     rounding = {"highest": 0., "high": 2.**-11, "medium": 2.**-8}[torch.get_float32_matmul_precision()]  # of the input to a product
     return 2*((d + 4)*2.**-24 + 2*rounding + rounding**2)
 
+def _floor(
+    best,     # the v-th best computed cosine, or something below it
+    error,    # how far off a computed cosine may be, but for
+    rounding, # the share of it by which the result itself may be off
+): # like best
+    "What the computed cosine of a true neighbour reaches at least, for positive cosines"
+    return (best*(1 - rounding) - 2*error)*(1 - rounding)
+
+# %% ../nbs/08_similar.ipynb #205738d1
+def _on_threads(
+    function,
+    slices:list, # what it is called with
+):
+    "Calls as many at a time as PyTorch has threads, each computing on one, so that none waits for another"
+    threads = torch.get_num_threads()
+    if len(slices) < 2: return [function(s) for s in slices]
+    with ThreadPoolExecutor(min(8, threads), initializer=torch.set_num_threads, initargs=(1,)) as pool: found = list(pool.map(function, slices))
+    torch.set_num_threads(threads)  # the last number set is that of all new threads
+    return found
+
+def _rounded(
+    X, lengths, # (n, d) vectors and their (n,) lengths
+) -> tuple: # (n, d) bfloat16, and the length of the longest rounding error
+    "Directions in bfloat16 and what was lost on the way"
+    rounded = torch.empty(X.shape, dtype=torch.bfloat16)
+    def some(s):
+        x = torch.from_numpy(_directions(X[s], lengths[s]))
+        rounded[s] = x
+        return torch.linalg.vector_norm(x - rounded[s], dim=1).max().item()
+    lost = max(_on_threads(some, list(_slices(len(X), 1024))), default=0.)
+    return rounded, lost*(1 + X.shape[1]*2.**-23) + 2.**-20  # the length is measured in single precision, and the direction itself is rounded
+
+def _bf16_scores(
+    q:torch.Tensor, # (m, d) float32 directions
+    rounded, lost,  # from `_rounded`
+) -> tuple: # (m, n) bfloat16 cosines, error, rounding
+    "Cosines in half precision, and how far off they may be"
+    q, q_lost = _rounded(q.numpy(), np.ones(len(q)))
+    return q @ rounded.T, lost + q_lost*(1 + lost) + (q.shape[1] + 8)*2.**-23, 2.**-8
+
+# %% ../nbs/08_similar.ipynb #0b3510b0
+def _quantised(
+    X, lengths, # (n, d) vectors and their (n,) lengths
+    centre:torch.Tensor, # (d,) what directions are counted from
+) -> tuple: # (n,) products with the centre, (n, d) int8, (n,) their unit, the longest rounding error, the longest length
+    "Directions in whole numbers from -127 to 127"
+    codes, (base, unit) = torch.empty(X.shape, dtype=torch.int8), torch.empty((2, len(X)))
+    def some(s):
+        x = torch.from_numpy(_directions(X[s], lengths[s]))
+        base[s] = x @ centre
+        x -= centre
+        unit[s] = x.abs().amax(1).clamp_min_(1e-30)/127
+        codes[s] = x.div(unit[s, None]).round_().to(torch.int8)
+        return [torch.linalg.vector_norm(y, dim=1).max().item() for y in (x - codes[s]*unit[s, None], x)]
+    lost, longest = np.max(_on_threads(some, list(_slices(len(X), 1024))), axis=0)*(1 + X.shape[1]*2.**-23) + 2.**-20
+    return base, codes, unit, lost, longest
+
+def _int8_scores(
+    q:torch.Tensor, # (m, d) float32 directions
+    centre, base, codes, unit, lost, longest, # the (d,) centre, and from `_quantised`
+) -> tuple: # (m, n) float32 cosines, error, rounding
+    "Cosines from whole numbers, and how far off they may be"
+    q_base, q_codes, q_unit, q_lost, q_longest = _quantised(q.numpy(), np.ones(len(q)), centre)
+    scores = np.ascontiguousarray(torch._int_mm(codes, q_codes.T).numpy().T, np.float32)  # NumPy: so short a sum is no work for threads
+    scores *= q_unit.numpy()[:, None]
+    scores *= unit.numpy()
+    scores += base.numpy()
+    scores += (q_base - centre @ centre).numpy()[:, None]
+    return torch.from_numpy(scores), q_longest*lost + q_lost*(longest + lost) + (q.shape[1] + 16)*2.**-21, 0.
+
+# %% ../nbs/08_similar.ipynb #3f584ad4
+def _fp32_scores(
+    q, # (m, d) float32 directions
+    X, # (n, d) others, on the same device
+) -> tuple: # (m, n) float32 cosines, error, rounding
+    "Cosines in single precision, and how far off they may be"
+    fast = q.device.type == "cpu" and torch.backends.mkldnn.is_available() and len(q) > 16
+    scores = torch.nn.functional.linear(q.to_mkldnn(), X).to_dense() if fast else q @ X.T
+    return scores, _margin(q.shape[1])/2, 0.
+
+# %% ../nbs/08_similar.ipynb #81a0d5b3
+_SMALL = 2**21  # numbers in a catalogue below which single precision is quick enough
+
+def _cpu_has(*flags) -> bool: return any(getattr(torch.cpu, flag, bool)() for flag in flags)
+
+def _whole(items) -> torch.Tensor: # (u, d) float32
+    "The directions of a fitted `NearestItems` on its device, made when they are first asked for"
+    if items.directions_ is None: items.directions_ = torch.from_numpy(_directions(items.vectors_, items.lengths_)).to(items.device_)
+    return items.directions_
+
+def _ways(
+    items,         # a fitted `NearestItems`
+    n_queries:int,
+) -> list: # functions of (m, d) directions, each giving what `_fp32_scores` gives; the coarsest first
+    "How cosines are computed, the next way for those rows that the one before could not settle"
+    table = items.vectors_, items.lengths_
+    ways = [lambda q: _fp32_scores(q, _whole(items))]
+    if items.device_.type != "cpu" or items.vectors_.size < _SMALL: return ways
+    _quiet_sparse()
+    if n_queries <= 4 and table[0].shape[1] > 1 and _cpu_has("_is_vnni_supported") and hasattr(torch, "_int_mm"):  # without VNNI, sums may overflow on the way; d = 1 goes wrong in torch
+        if items.int8_ is None:  # the first single question pays for it
+            centre = torch.from_numpy(_directions(*(a[::-(-len(a)//1024)] for a in table)).mean(0))  # of a thousand: any centre will do
+            items.int8_ = centre, *_quantised(*table, centre)
+        return [lambda q: _int8_scores(q, *items.int8_), *ways]
+    if n_queries > 64 and _cpu_has("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        rounded = _rounded(*table)
+        return [lambda q: _bf16_scores(q, *rounded), *ways]
+    return ways
+
+@cache
+def _quiet_sparse():
+    "PyTorch says once a process that its sparse tensors are in beta; here, where no other thread is about"
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Sparse CSR tensor support")
+        torch.eye(1).to_sparse_csr()
+
 # %% ../nbs/08_similar.ipynb #b9a0240e
 def _cosines(
     Q, q_length, # (m, d) and their (m,) lengths
@@ -157,16 +275,46 @@ def _even_slices(
     return [slice(*cut) for cut in zip(cuts, cuts[1:] + [len(counts)])]
 
 # %% ../nbs/08_similar.ipynb #f3c67f6d
+def _thresholds(
+    scores,   # (m, u) bfloat16 or float32 cosines, on the CPU
+    error, rounding, # see `_floor`
+    v:int,    # wanted of each row
+) -> tuple: # bits of the scores, (m, groups) maxima of groups of columns, columns a group, (m, 1) what a candidate must reach; all as integers
+    "The scores as integers that sort alike where they are positive, and below what no true neighbour can be"
+    bits = scores.view(torch.int16 if scores.element_size() == 2 else torch.int32).numpy()
+    m, u = bits.shape
+    g = max(1, min(32, u//(4*v)))
+    even = u//g*g
+    maxima = np.concatenate([bits[:, :even].reshape(m, g, u//g).max(1), bits[:, even:]], axis=1)  # what is left over: groups of one
+    best = torch.from_numpy(np.partition(maxima, -v, axis=1)[:, [-v]])
+    low = _floor(best.view(scores.dtype).double(), error, rounding).float().view(torch.int32)
+    return bits, maxima, g, (low >> (32 - 8*bits.itemsize)).numpy().astype(bits.dtype)  # rounded towards zero: not too high
+
 def _candidates(
-    scores, # (m, u) cosines in single precision, on the device
-    v:int,  # wanted of each row
-    margin:float, # 2e
-    spare:int=32, # candidates beyond v before a row counts as crowded
+    scores, error, rounding, v, # as in `_thresholds`
 ) -> tuple: # query numbers, row of each pair among them, column of each pair; and the numbers of the crowded queries
-    "Everything within the margin of each row's v-th best"
+    "Everything that may be among the best v of each row"
+    bits, maxima, g, low = _thresholds(scores, error, rounding, v)
+    close, n_groups = maxima >= low, bits.shape[1]//g
+    crowded = (low[:, 0] <= 0) | (close.sum(1) > v + 32 + n_groups//4)
+    queries = np.flatnonzero(~crowded)
+    rows, group = np.nonzero(close[queries])
+    member = np.arange(g)*n_groups
+    cols = np.where(group < n_groups, group, g*n_groups - n_groups + group)[:, None] + member
+    inside = (group < n_groups)[:, None] | (member == 0)
+    values = bits.ravel().take(np.minimum(cols, bits.shape[1] - 1) + queries[rows, None]*bits.shape[1])
+    pair, place = np.nonzero(inside & (values >= low[queries][rows]))
+    return queries, rows[pair], cols[pair, place], np.flatnonzero(crowded)
+
+# %% ../nbs/08_similar.ipynb #5ed34fe5
+def _sorted_candidates(
+    scores, error, rounding, v, # as in `_thresholds`, on any device
+    spare:int=32, # candidates beyond v before a row counts as crowded
+) -> tuple: # as from `_candidates`
+    "The same by sorting, where the scores lie"
     wide = min(v + spare, scores.shape[1])
     best, cols = scores.topk(wide)
-    close = best >= best[:, v - 1:v] - margin
+    close = best >= _floor(best[:, v - 1:v], error, rounding)
     crowded = close[:, -1] & (wide < scores.shape[1])  # there may be more than `spare`
     queries = (~crowded).nonzero()[:, 0]
     rows, places = close[queries].nonzero(as_tuple=True)
@@ -186,19 +334,51 @@ def _crowded_candidates(
         close = scores >= scores.topk(v).values[:, -1:] - margin
         for s in _even_slices(close.sum(1).tolist()): yield some[s], *close[s].nonzero().numpy().T
 
+# %% ../nbs/08_similar.ipynb #359b1548
+def _refined(
+    q, X,       # (m, d) float32 directions and (n, d) float32 vectors, on the CPU
+    lengths,    # (n,) of the vectors
+    rows, cols, # (p,) candidates sorted by row, at least v of each
+    v:int,      # wanted of each row
+) -> tuple: # rows and columns of those that remain
+    "The candidates that single precision cannot rule out"
+    counts = np.bincount(rows, minlength=len(q))
+    ends, scores = np.cumsum(counts), np.full((len(q), counts.max(initial=v)), -np.inf)
+    if len(q) == 1: found = np.einsum("ij,j->i", X.numpy()[cols], q[0].numpy())
+    else:
+        wanted = torch.sparse_csr_tensor(torch.from_numpy(np.r_[0, ends]), torch.from_numpy(cols), torch.zeros(len(cols)), (len(q), len(X)), check_invariants=False)
+        found = torch.sparse.sampled_addmm(wanted, q, X.T, beta=0.).values().numpy()
+    found = found/lengths[cols]
+    scores[rows, np.arange(len(rows)) - np.repeat(ends - counts, counts)] = found
+    keep = found >= (np.partition(scores, -v, axis=1)[:, -v] - _margin(X.shape[1]))[rows]
+    return rows[keep], cols[keep]
+
 # %% ../nbs/08_similar.ipynb #6e55db75
+def _as_they_are(items) -> tuple: # (u, d) float32 and (u,) lengths
+    "The vectors themselves where single precision can multiply them, which spares a copy; else their directions"
+    if items.ordinary_: return torch.from_numpy(items.vectors_), items.lengths_
+    return _whole(items), np.ones(len(items.vectors_))
+
 def _near(
     items,      # a fitted `NearestItems`
+    ways:list,  # from `_ways`; a coarse one that settles less than half of the block is struck out
     Q, lengths, # a block of queries and their lengths
     v:int,      # distinct vectors wanted of each
 ) -> tuple: # (m, v) float64 cosines, (m, v) distinct vectors
-    "Candidates in single precision, the decision in double"
-    table = Q, lengths, items.vectors_, items.lengths_
-    scores = torch.from_numpy(_directions(Q, lengths)).to(items.directions_.device) @ items.directions_.T
-    cosines, which = np.empty((len(Q), v)), np.empty((len(Q), v), np.int64)
-    *calm, crowded = _candidates(scores, v, _margin(Q.shape[1]))
-    for queries, rows, cols in chain([calm], _crowded_candidates(*table, crowded, v)):
+    "Candidates in fast arithmetic, the decision in double precision"
+    table, left, select = (Q, lengths, items.vectors_, items.lengths_), np.arange(len(Q)), _candidates if items.device_.type == "cpu" else _sorted_candidates
+    q, cosines, which = torch.from_numpy(_directions(Q, lengths)).to(items.device_), np.empty((len(Q), v)), np.empty((len(Q), v), np.int64)
+    def decide(queries, rows, cols):
         cosines[queries], which[queries] = _best(rows, cols, _cosines(*table, queries[rows], cols), len(queries), v)
+    for way in list(ways):
+        queries, rows, cols, crowded = select(*way(q[left]), v)
+        if way is not ways[-1]:
+            rows, cols = _refined(q[left[queries]], *_as_they_are(items), rows, cols, v)
+            if len(crowded) > len(left)/2: ways[:] = ways[-1:]
+        decide(left[queries], rows, cols)
+        left = left[crowded]
+        if not len(left): return cosines, which
+    for some in _crowded_candidates(*table, left, v): decide(*some)
     return cosines, which
 
 def _search(
@@ -206,10 +386,14 @@ def _search(
     k:int, # rows wanted of each
 ) -> tuple: # (m, k) float64 cosines, (m, k) rows
     "Block after block"
-    v, starts = min(k, len(items.vectors_)), np.cumsum(items.counts_) - items.counts_
+    ways, copies, threads = _ways(items, len(Q)), len(items.vectors_) < items.n_samples_fit_, min(8, torch.get_num_threads())
     cosines, rows = np.empty((len(Q), k)), np.empty((len(Q), k), np.int64)
-    for s in _slices(len(Q), max(1, min(items.block, 2**25//len(items.vectors_)))):
-        cosines[s], rows[s] = _unfold(*_near(items, Q[s], lengths[s], v), items.members_, items.counts_, starts, k)
+    def search(s):
+        near = _near(items, ways, Q[s], lengths[s], min(k, len(items.vectors_)))
+        cosines[s], rows[s] = _unfold(*near, items.members_, items.counts_, np.cumsum(items.counts_) - items.counts_, k) if copies else near
+    blocks = list(_slices(len(Q), max(1, min(items.block, 2**24//(threads*len(items.vectors_))))))
+    if items.device_.type != "cpu" or len(blocks) < 2*threads: [search(s) for s in blocks]
+    else: _on_threads(search, blocks)
     return cosines, rows
 
 # %% ../nbs/08_similar.ipynb #17e7cc02
@@ -227,7 +411,7 @@ class NearestItems(BaseEstimator):
     "The exact nearest neighbours by cosine, best first, ties by lower row number"
     def __init__(self,
         n_neighbors:int=5, # neighbours of each query
-        block:int=1024,    # queries at a time; fewer where the catalogue is so large that a block would pass 128 MB
+        block:int=1024,    # queries at a time; fewer where the catalogue is so large that a block would pass 64 MB in all
         device=None,       # where the blocks are computed; default: cuda, else mps, else cpu
     ):
         self.n_neighbors, self.block, self.device = n_neighbors, block, device
@@ -245,7 +429,8 @@ class NearestItems(BaseEstimator):
         self.vectors_, self.lengths_, self.counts_ = X, lengths, np.bincount(self.inverse_)
         self.members_ = np.argsort(self.inverse_, kind="stable")
         self.n_features_in_, self.n_samples_fit_ = X.shape[1], len(self.inverse_)
-        self.directions_ = torch.from_numpy(_directions(X, lengths)).to(pick_device(self.device))
+        self.device_, self.directions_, self.int8_ = torch.device(pick_device(self.device)), None, None
+        self.ordinary_ = bool(X.dtype == np.float32 and X.flags.writeable and 1e-18 < lengths.min() and lengths.max() < 1e18)
         return self
 
     def kneighbors(self,

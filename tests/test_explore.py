@@ -2,6 +2,8 @@
 import itertools
 import json
 import re
+import tracemalloc
+import warnings
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -10,6 +12,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from scipy.linalg import subspace_angles
+from sklearn.cluster import KMeans
+from sklearn.decomposition import PCA
 
 from fitmatch.catalogue import FitmatchError, clean
 from fitmatch.explore import (PALETTE, assign_labels, catalogue_map, cluster, cluster_curve, cluster_galleries, cluster_rows, cluster_scores,
@@ -53,7 +58,44 @@ def test_pca_of_three_dimensions_loses_nothing():
 def test_pca_refuses_what_it_cannot_reduce(X):
     with pytest.raises(FitmatchError): reduce(X)
 
+@pytest.mark.parametrize("kind", ["float32", "float64", "far from zero"])
+def test_pca_in_pieces_is_scikit_learns(kind):
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(9001, 70)) @ np.diag(np.linspace(3, 1, 70)) + (500 if kind == "far from zero" else 0)
+    X = X.astype(np.float64 if kind == "float64" else np.float32)
+    found, expected = reduce(X), PCA(3, svd_solver="full").fit(X.astype(np.float64))
+    angle = np.degrees(subspace_angles(found.model.components_.T, expected.components_.T)).max()
+    assert angle < (1e-6 if kind == "float64" else .01)
+    assert np.allclose(found.points, expected.transform(X), atol=2e-3) and found.points.dtype == np.float32
+    for name in ("explained_variance_", "explained_variance_ratio_", "singular_values_", "noise_variance_", "n_components_", "n_samples_", "n_features_in_"):
+        assert np.allclose(getattr(found.model, name), getattr(expected, name), rtol=1e-4), name
+    assert np.allclose(found.model.inverse_transform(found.points), expected.inverse_transform(expected.transform(X)), atol=5e-3)
+
+def test_pca_of_float32_makes_no_copy_of_the_table():
+    X = np.random.default_rng(0).normal(size=(60_000, 64)).astype(np.float32)
+    tracemalloc.start()
+    reduce(X)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < X.nbytes/2
+
 # clusters
+
+@pytest.mark.parametrize("spread", [0, .5, 3])
+def test_clusters_are_no_worse_than_ten_runs_on_everything(spread):
+    ratios = []
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        X = rng.normal(size=(2000, 96)) + spread*rng.normal(size=(11, 96))[rng.integers(0, 11, 2000)]
+        inertia = sum(((X[labels == c] - X[labels == c].mean(0))**2).sum() for labels in [cluster(X.astype(np.float32), random_state=seed)] for c in range(7))
+        ratios.append(inertia/KMeans(7, n_init=10, random_state=seed).fit(X).inertia_)
+    assert np.median(ratios) < 1 + 1e-4 and max(ratios) < 1.005
+
+def test_fewer_different_products_than_clusters_are_grouped_all_the_same():
+    X = np.random.default_rng(0).normal(size=(3, 128)).astype(np.float32)[np.arange(600) % 3]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")                           # scikit-learn says that there are only three
+        assert len(set(cluster(X, k=7))) == 3
 
 def test_clusters_are_ordered_by_size_and_the_same_every_time(X):
     labels = cluster(X, k=5, random_state=3)

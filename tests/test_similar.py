@@ -1,5 +1,6 @@
 "Exact neighbours against a patient double-precision twin, on inputs made to tie; and what is refused"
 import tracemalloc
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -80,6 +81,83 @@ def test_margin_covers_the_error_of_single_precision():
         S = torch.from_numpy(single)
         error = np.abs((S @ S.T).numpy() - (torch.from_numpy(double) @ torch.from_numpy(double.copy()).T).numpy()).max()
         assert 2*error < similar._margin(d)
+
+
+COARSE = [flag for flag, has in (("bf16", similar._cpu_has("_is_avx512_bf16_supported", "_is_amx_tile_supported")), ("int8", similar._cpu_has("_is_vnni_supported"))) if has]
+
+
+@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("kind", COARSE)
+def test_coarse_arithmetic_finds_the_same_neighbours(seed, kind, monkeypatch):
+    "Small tables are left to single precision; here nothing is small, and either way is taken for any number of queries"
+    used, ways = [], similar._ways
+    monkeypatch.setattr(similar, "_SMALL", 0)
+    monkeypatch.setattr(similar, "_ways", lambda items, n_queries: ways(items, 65 if kind == "bf16" else 1))
+    for name in ("_bf16_scores", "_int8_scores"):
+        monkeypatch.setattr(similar, name, lambda *args, f=getattr(similar, name), name=name: (used.append(name[1:5]), f(*args))[1])
+    rng = np.random.default_rng(seed)
+    X = troublesome(rng)
+    for table in (X, 10.**rng.integers(-15, 15)*X):
+        k = int(rng.integers(1, min(len(X), 12)))
+        similarity, index = NearestItems(n_neighbors=k, block=int(rng.choice([1, 16, 64, 1024])), device="cpu").fit(table).kneighbors()
+        expected, rows = by_patience(table, table, k, itself=True)
+        np.testing.assert_array_equal(index, rows)
+        np.testing.assert_array_equal(similarity, expected)
+    assert set(used) <= {kind} and (used or X.shape[1] == 1)
+
+
+@pytest.mark.skipif("int8" not in COARSE, reason="this processor has no VNNI")
+def test_products_of_whole_numbers_are_exact():
+    "A private function of PyTorch, and one that goes wrong for d = 1, where it is not used"
+    rng = np.random.default_rng(0)
+    for n in (1, 26, 1000):
+        for d in (2, 3, 64, 200, 511, 512, 2048):
+            for m in (1, 2, 4):
+                A, B = (torch.from_numpy(rng.choice([-127, 127], (rows, d)).astype(np.int8)) for rows in (n, m))
+                assert torch.equal(torch._int_mm(A, B.T).long(), A.long() @ B.long().T)
+
+
+@pytest.mark.parametrize("make", [lambda rng, n, d: rng.normal(size=(n, d)), lambda rng, n, d: np.abs(rng.normal(size=(n, d))) + 1, lambda rng, n, d: rng.exponential(size=(n, d))**4,
+                                  lambda rng, n, d: np.eye(d)[rng.integers(0, d, n)] + 1e-3, lambda rng, n, d: 1 + 1e-6*rng.normal(size=(n, d))])
+@pytest.mark.parametrize("d", [1, 3, 64, 512, 2048])
+def test_errors_stay_within_their_bounds(make, d):
+    X = make(np.random.default_rng(d), 300, d).astype(np.float32)
+    lengths = similar._lengths(X)
+    true = X.astype(np.float64)/lengths[:, None]
+    true = torch.from_numpy(true) @ torch.from_numpy(true.copy()).T
+    q, centre = torch.from_numpy(normalise(X)), torch.from_numpy(normalise(X).mean(0))
+    ways = [similar._fp32_scores(q, q), similar._bf16_scores(q, *similar._rounded(X, lengths))]
+    if "int8" in COARSE and d > 1: ways.append(similar._int8_scores(q, centre, *similar._quantised(X, lengths, centre)))
+    for scores, error, rounding in ways:
+        off = (scores.double() - true).abs() - error - rounding*(true.abs() + error)
+        assert off.max() < 0
+        worst = (scores.double() - true).abs().max().item()
+        assert error + rounding < 100*worst + 1e-2                # a bound that rules nothing out would be no use
+
+
+def test_candidates_hold_everything_within_the_error():
+    rng = np.random.default_rng(0)
+    for dtype in (torch.float32, torch.bfloat16):
+        for n in (5, 37, 700, 5000):
+            v, true = int(rng.integers(1, 5)), rng.random((40, n))*rng.choice([1, .1, .01], (40, 1))
+            computed = torch.from_numpy(true + rng.uniform(-.002, .002, true.shape)).to(dtype)
+            queries, rows, cols, crowded = similar._candidates(computed, .002 + 1e-6, 2.**-8 if dtype == torch.bfloat16 else 0., v)
+            assert sorted([*queries, *crowded]) == list(range(40))
+            for row, query in enumerate(queries):
+                found = cols[rows == row]
+                assert len(set(found)) == len(found) and set(np.argsort(-true[query])[:v]) <= set(found)
+
+
+def test_read_only_vectors_and_many_threads_are_fine(monkeypatch):
+    monkeypatch.setattr(similar, "_SMALL", 0)
+    X = np.random.default_rng(0).normal(size=(3000, 24)).astype(np.float32)
+    expected, threads = NearestItems().fit(X.copy()).kneighbors(), torch.get_num_threads()
+    X.setflags(write=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = NearestItems(block=50).fit(X).kneighbors()
+    for a, b in zip(found, expected): np.testing.assert_array_equal(a, b)
+    assert torch.get_num_threads() == threads
 
 
 def test_one_repeated_picture_and_a_collapsed_encoder_need_little_memory():
