@@ -311,6 +311,27 @@ def _one_thread():
     try: yield
     finally: torch.set_num_threads(threads)
 
+# %% ../nbs/07_classify.ipynb #89a443ae
+@torch.inference_mode()
+def _evened(
+    even:_Input, # the network's first layer, which learns nothing
+    X, codes,    # (n, d) vectors and (n,) class numbers
+    n_classes:int,
+) -> tuple: # (n, d) inputs of the layers that do learn, (n, n_classes) one-hot targets, on the device
+    "What the first layer makes of the whole table, computed once instead of in every epoch"
+    device, x = even.mean.device, torch.empty(X.shape)
+    for rows in torch.arange(len(X)).split(4096): x[rows[0]:rows[-1] + 1] = even(torch.from_numpy(X[rows[0]:rows[-1] + 1]).to(device))
+    return x.to(device), F.one_hot(torch.from_numpy(codes), n_classes).float().to(device)
+
+@torch.inference_mode()
+def _measured(
+    layers, x, target, # from `_evened`
+    loss:str,
+) -> tuple: # loss, accuracy
+    "How the network does as it now is"
+    logits = torch.cat([layers(piece) for piece in x.split(65_536)])
+    return category_loss(logits, target, loss).item(), (logits.argmax(1) == target.argmax(1)).double().mean().item()
+
 # %% ../nbs/07_classify.ipynb #f238bb79
 @_one_thread()
 def _train(
@@ -322,8 +343,9 @@ def _train(
     "Adam over shuffled batches; one row an epoch"
     network, n_classes = model.network_, len(model.classes_)
     device, order = next(network.parameters()).device, torch.Generator().manual_seed(seed)
-    x, target = torch.from_numpy(X).to(device), F.one_hot(torch.from_numpy(codes), n_classes).float().to(device)
-    target = target*(1 - model.label_smoothing) + model.label_smoothing/n_classes
+    even, layers = network[0], network[1:]
+    table, held_out = _evened(even, X, codes, n_classes), watched and _evened(even, *watched, n_classes)
+    x, target = table[0], table[1]*(1 - model.label_smoothing) + model.label_smoothing/n_classes
     for layer in network:
         if isinstance(layer, _Dropout): layer.generator = torch.Generator(device).manual_seed(seed)
     optimiser = torch.optim.Adam(network.parameters(), lr=model.lr)
@@ -334,18 +356,14 @@ def _train(
         network.train()
         for rows in torch.randperm(len(x), generator=order).to(device).split(model.batch_size):
             optimiser.zero_grad(set_to_none=True)
-            category_loss(network(x[rows]), target[rows], model.loss).backward()
+            category_loss(layers(x[rows]), target[rows], model.loss).backward()
             optimiser.step()
             decay.step()
         network.eval()
-        history.append((epoch, *_measured(model, X, codes), *(_measured(model, *watched) if watched else (np.nan, np.nan))))
+        history.append((epoch, *_measured(layers, *table, model.loss), *(_measured(layers, *held_out, model.loss) if watched else (np.nan, np.nan))))
     for layer in network:
         if isinstance(layer, _Dropout): layer.generator = None  # a generator cannot be copied to other processes
     return pd.DataFrame(history, columns=["epoch", "loss", "accuracy", "val_loss", "val_accuracy"])
-
-def _measured(model, X, codes):
-    logits, codes = model._logits(X).cpu(), torch.from_numpy(codes)
-    return category_loss(logits, F.one_hot(codes, len(model.classes_)).float(), model.loss).item(), (logits.argmax(1) == codes).double().mean().item()
 
 # %% ../nbs/07_classify.ipynb #5fadc5a6
 def accuracy_interval(

@@ -1,4 +1,5 @@
 "Exact neighbours against a patient double-precision twin, on inputs made to tie; and what is refused"
+import sys
 import tracemalloc
 import warnings
 
@@ -10,7 +11,7 @@ from sklearn.base import clone
 
 from fitmatch import similar
 from fitmatch.catalogue import LABELS, FitmatchError
-from fitmatch.similar import (NearestItems, cosine_similarity, heatmap, mean_similarity_by_label, normalise, sample_by_label,
+from fitmatch.similar import (IndexedItems, NearestItems, cosine_similarity, heatmap, mean_similarity_by_label, normalise, sample_by_label,
                               similarity_blocks)
 
 
@@ -170,6 +171,31 @@ def test_one_repeated_picture_and_a_collapsed_encoder_need_little_memory():
         assert peak < 150e6
         assert index.shape == (len(X), 5)
     assert NearestItems().fit(np.ones((3000, 2))).kneighbors()[1][[0, 2, 2999]].tolist() == [[1, 2, 3, 4, 5], [0, 1, 3, 4, 5], [0, 1, 2, 3, 4]]
+
+
+def test_an_index_finds_what_it_promises_with_exact_cosines():
+    pytest.importorskip("faiss")
+    rng = np.random.default_rng(0)
+    X = (rng.normal(size=(4000, 24)) + 3*rng.normal(size=(50, 24))[rng.integers(0, 50, 4000)]).astype(np.float32)
+    X[100:140] = X[100]                                           # copies are found too
+    fast, exact = IndexedItems(n_neighbors=5, recall=.97).fit(X), NearestItems(n_neighbors=5).fit(X)
+    assert .97 <= fast.recall_ <= 1 and fast.probes_ < fast.index_.nlist == int(2*len(fast.vectors_)**.5)
+    for Q in (None, X[:200] + .1):
+        (similarity, index), (best, rows) = fast.kneighbors(Q), exact.kneighbors(Q)
+        assert np.mean([len({*a} & {*b})/5 for a, b in zip(index, rows)]) > .95
+        same = index == rows
+        np.testing.assert_array_equal(similarity[same], best[same])
+        assert (similarity <= best).all() and (np.diff(similarity) <= 0).all()
+    np.testing.assert_array_equal(fast.kneighbors(X[:9])[1], IndexedItems(n_neighbors=5, recall=.97).fit(X).kneighbors(X[:9])[1])
+    np.testing.assert_array_equal(fast.kneighbors(X[:3], n_neighbors=4000)[1], exact.kneighbors(X[:3], n_neighbors=4000)[1])
+    np.testing.assert_array_equal(IndexedItems(recall=1).fit(X[:300]).kneighbors()[1], exact.fit(X[:300]).kneighbors()[1])
+    assert clone(fast).get_params() == dict(n_neighbors=5, recall=.97, n_heaps=None, random_state=0, block=1024, device=None)
+    with pytest.raises(FitmatchError, match="recall=0"): IndexedItems(recall=0).fit(X)
+
+
+def test_an_index_without_faiss_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(FitmatchError, match="fitmatch.index"): IndexedItems().fit(np.eye(9))
 
 
 def test_scikit_learns_conventions():
