@@ -4,10 +4,11 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 OUT ?= fitmatch-demo
 
-.PHONY: help demo test lab readme clean
+.PHONY: help demo test bench lab readme clean
 help:
 	@echo "make demo   install into $(VENV) and run everything on the bundled wardrobe"
 	@echo "make test   install and run every notebook and every test"
+	@echo "make bench  install the peers, measure against them, keep benchmarks/RESULTS.md (half an hour; ONLY=topk,pca for some, PHOTOS=folder for pictures)"
 	@echo "make lab    install and open JupyterLab on nbs/"
 	@echo "make readme write README.md anew from nbs/index.ipynb"
 	@echo "make clean  remove $(VENV) and what was built"
@@ -24,12 +25,19 @@ $(VENV)/.installed-dev: settings.ini setup.py | $(BIN)/python
 	$(BIN)/python -m pip install --quiet -e ".[dev]"
 	@touch $@ $(VENV)/.installed
 
+$(VENV)/.installed-bench: settings.ini setup.py | $(BIN)/python
+	$(BIN)/python -m pip install --quiet -e ".[bench]"
+	@touch $@ $(VENV)/.installed
+
 demo: $(VENV)/.installed
 	$(BIN)/fitmatch demo --out $(OUT)
 
 test: $(VENV)/.installed-dev
 	$(BIN)/nbdev_test --n_workers 2 --timing
 	$(BIN)/python -m pytest tests
+
+bench: $(VENV)/.installed-bench
+	$(BIN)/python benchmarks/run.py $(if $(ONLY),--only $(ONLY)) $(if $(PHOTOS),--photos "$(PHOTOS)")
 
 lab: $(VENV)/.installed-dev
 	$(BIN)/jupyter lab --notebook-dir=nbs
