@@ -3,8 +3,8 @@
     python benchmarks/bench_embed.py PHOTOS [--pictures 1024] [--rounds 3] [--weights resnet18.safetensors]
 
 PHOTOS is a folder of JPEGs. Without `--weights` ResNet-18 has random weights: the time is the same. Every way takes its turn in every round, each
-preceded by img2vec on a part of the pictures, and the factors are medians over the rounds: another program on the machine then
-disturbs both alike. An engine that is not installed is left out. Prints a Markdown table."""
+between two turns of img2vec on a part of the pictures, and the factors are medians over the rounds. On a machine that does other things besides, the
+clock flatters us: img2vec's many small steps wait for each other. Then OMP_NUM_THREADS=1 and the factor of processor time say what is certain. An engine that is not installed is left out. Prints a Markdown table."""
 import argparse
 import platform
 import resource
@@ -30,7 +30,11 @@ WAYS = [("resnet18", "torch", "float32"), ("resnet18", "torch", "bfloat16"), ("r
         ("resnet18", "openvino", "bfloat16"), ("resnet18", "auto", "auto"), ("fitmatch-cnn", "auto", "auto"), ("fitmatch-cnn", "torch", "bfloat16")]
 
 
-def peak() -> float: return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1e6  # GB
+def peak() -> float:
+    "Most memory so far, GB. `getrusage` would count the parent's where this process was started by another"
+    status = Path("/proc/self/status")
+    if status.exists(): return int(next(line for line in status.read_text().splitlines() if line.startswith("VmHWM")).split()[1])/1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1e6
 
 
 def img2vec(weights: Path):
