@@ -63,7 +63,8 @@ def flat(X):
 
 def topk(n: int, rounds: int, **_) -> list:
     from sklearn.neighbors import NearestNeighbors
-    from fitmatch.similar import NearestItems, _cpu_has
+    from fitmatch.embed import best_precision
+    from fitmatch.similar import NearestItems
     X, k, share = table(n), 10, 8
     some = np.arange(0, n, share)
     def fitmatch(): return NearestItems(n_neighbors=k).fit(X).kneighbors()
@@ -78,7 +79,7 @@ def topk(n: int, rounds: int, **_) -> list:
     def same(index): return np.mean([set(index[i]) == set(row[row != i][:k]) for i, row in zip(some, exact)])
     ours = found["**fitmatch** `NearestItems`"][1]
     theirs = np.array([row[row != i][:k] for i, row in enumerate(found["faiss `IndexFlatIP`"][1])])
-    way = "bfloat16 candidates" if _cpu_has("_is_avx512_bf16_supported", "_is_amx_tile_supported") else "float32 candidates (no bf16 in this processor)"
+    way = "bfloat16 candidates" if best_precision(torch.device("cpu")) == "bfloat16" else "float32 candidates (no bf16 in this processor)"
     notes = {"**fitmatch** `NearestItems`": f"{way}, decided in float64; the {k} of float64 for {same(ours):.1%} of {len(some)} products",
              "faiss `IndexFlatIP`": f"the {k} of float64 for {same(theirs):.1%}", "scikit-learn brute, cosine": f"every {share}th product asked, time × {share}"}
     return [f"### The ten nearest of all pairs, {n:,} × {DIM}", "", *rows(seconds, notes), "", whole_matrix(n)]

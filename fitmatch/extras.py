@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from .catalogue import FitmatchError
-from .encoders import PATIENCE, Encoder, EncoderInfo, _is_reachable, _renamed, _unknown, file_sha256, guess_encoder, read_weights
+from .encoders import PATIENCE, Encoder, EncoderInfo, _is_reachable, _unknown, file_sha256, guess_encoder, read_weights
 
 # %% ../nbs/04a_extras.ipynb #70e73390
 def _extra(

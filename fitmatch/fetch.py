@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 
 from tqdm.auto import tqdm
 
-from .catalogue import FitmatchError, disk_errors_explained, writing
+from .catalogue import FitmatchError, disk_errors_explained
 from .web import Web, WebRefused, retrying
 
 # %% ../nbs/01b_fetch.ipynb #e4627ec0

@@ -24,7 +24,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
 from .catalogue import LABELS, FitmatchError
-from .embed import as_vectors
+from .embed import as_vectors, best_precision
 from .encoders import pick_device
 from .explore import label_styles
 
@@ -203,7 +203,7 @@ def _ways(
             centre = torch.from_numpy(_directions(*(a[::-(-len(a)//1024)] for a in table)).mean(0))  # of a thousand: any centre will do
             items.int8_ = centre, *_quantised(*table, centre)
         return [lambda q: _int8_scores(q, *items.int8_), *ways]
-    if n_queries > 64 and _cpu_has("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+    if n_queries > 64 and best_precision(torch.device("cpu")) == "bfloat16":
         rounded = _rounded(*table)
         return [lambda q: _bf16_scores(q, *rounded), *ways]
     return ways
