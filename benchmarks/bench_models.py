@@ -62,6 +62,7 @@ def flat(X):
 
 
 def topk(n: int, rounds: int, **_) -> list:
+    import torch
     from sklearn.neighbors import NearestNeighbors
     from fitmatch.embed import best_precision
     from fitmatch.similar import NearestItems
@@ -82,7 +83,17 @@ def topk(n: int, rounds: int, **_) -> list:
     way = "bfloat16 candidates" if best_precision(torch.device("cpu")) == "bfloat16" else "float32 candidates (no bf16 in this processor)"
     notes = {"**fitmatch** `NearestItems`": f"{way}, decided in float64; the {k} of float64 for {same(ours):.1%} of {len(some)} products",
              "faiss `IndexFlatIP`": f"the {k} of float64 for {same(theirs):.1%}", "scikit-learn brute, cosine": f"every {share}th product asked, time × {share}"}
-    return [f"### The ten nearest of all pairs, {n:,} × {DIM}", "", *rows(seconds, notes), "", whole_matrix(n)]
+    return [f"### The ten nearest of all pairs, {n:,} × {DIM}", "", *rows(seconds, notes), "", memory_of("topk", n), "", whole_matrix(n)]
+
+
+def child(work: str, n: int) -> list:
+    "Seconds, and the most memory in MB before and after, of one work of fitmatch in a fresh process"
+    return json.loads(subprocess.run([sys.executable, __file__, "--alone", work, "--items", str(n)], capture_output=True, text=True, check=True).stdout)
+
+
+def memory_of(work: str, n: int) -> str:
+    _, before, peak = child(work, n)
+    return f"The most memory that a process doing only this with fitmatch held: {peak:,.0f} MB, {before:,.0f} MB of it before it began (libraries and the vectors)."
 
 
 def whole_matrix(n: int) -> str:
@@ -231,8 +242,7 @@ def growth(n: int, rounds: int, largest: int, **_) -> list:
     for work, name in names.items():
         last = None
         for size in dict.fromkeys((5000, n, largest if work == "topk" else n)):
-            runs = [json.loads(subprocess.run([sys.executable, __file__, "--alone", work, "--items", str(size)], capture_output=True, text=True, check=True).stdout)
-                    for _ in range(rounds if size <= n else 1)]
+            runs = [child(work, size) for _ in range(rounds if size <= n else 1)]
             seconds, before, peak = np.median([r[0] for r in runs]), max(r[1] for r in runs), max(r[2] for r in runs)
             exponent = f"{math.log(seconds/last[1])/math.log(size/last[0]):.2f}" if last else ""
             lines.append(f"| {name} | {size:,} | {seconds:.3g} | {exponent} | {peak:,.0f} | {before:,.0f} |")

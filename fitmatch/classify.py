@@ -9,6 +9,7 @@ __all__ = ['split_for_training', 'mlp', 'category_loss', 'CategoryClassifier', '
 # %% ../nbs/07_classify.ipynb #32d28cc3
 import hashlib
 import json
+import math
 import warnings
 from contextlib import contextmanager
 from fractions import Fraction
@@ -28,15 +29,15 @@ from safetensors.torch import load as tensors_of, save as bytes_of
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.metrics import confusion_matrix
 from sklearn.model_selection import StratifiedGroupKFold, train_test_split
-from sklearn.preprocessing import StandardScaler
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from .catalogue import FitmatchError, writing
 from .embed import as_vectors
 from .encoders import pick_device
-from .explore import PALETTE
+from .explore import PALETTE, sample_rows
 
 # %% ../nbs/07_classify.ipynb #f134fefa
 def _vectors(
@@ -47,7 +48,7 @@ def _vectors(
     X = as_vectors(X)
     if width is not None and X.shape[1] != width:
         raise FitmatchError(f"embeddings of {X.shape[1]} numbers, but this classifier was fitted on {width}: use the same encoder")
-    with np.errstate(over="ignore"): X = X.astype(np.float32)
+    with np.errstate(over="ignore"): X = np.require(X, np.float32, ("C", "W"))  # PyTorch wants what it could write to
     bad = np.flatnonzero(~np.isfinite(X).all(axis=1))
     if len(bad): raise FitmatchError(f"embeddings of {len(bad)} products are not finite float32 numbers (first: row {bad[0]}): embed them again or drop them")
     return X
@@ -131,6 +132,29 @@ class _Dropout(nn.Module):
         if not self.training or not self.share: return x
         return x*(torch.rand(x.shape, generator=self.generator, device=x.device) >= self.share)/(1 - self.share)
 
+# %% ../nbs/07_classify.ipynb #40e1b1ae
+@contextmanager
+def _one_thread():
+    "So small pieces are not worth sharing: threads that wait for each other make training many times slower on a busy machine"
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try: yield
+    finally: torch.set_num_threads(threads)
+
+# %% ../nbs/07_classify.ipynb #9b2f40d7
+@_one_thread()
+@torch.no_grad()
+def _mean_and_scale(
+    X:np.ndarray, # (n, d) float32
+    power:float,  # of the root taken first
+) -> tuple: # (d,) mean, (d,) standard deviation, float32; 1 where nothing varies
+    "What makes a column even, from a few rows at a time in double precision"
+    def pieces(): return (_root(piece, power).double() for piece in torch.from_numpy(X).split(256))
+    mean = sum(piece.sum(0) for piece in pieces())/len(X)
+    spread = (sum((piece - mean).square_().sum(0) for piece in pieces())/len(X)).sqrt()
+    spread[spread <= 1e-7*mean.abs()] = 1  # nothing but float32's rounding
+    return mean.float().numpy(), spread.float().numpy()
+
 # %% ../nbs/07_classify.ipynb #c25d625a
 def mlp(
     sizes:tuple,         # width of every layer, input and output included: (512, 64, 32, 7)
@@ -155,6 +179,19 @@ def category_loss(
     "Cross-entropy of the softmax outputs, in one of its two readings"
     if loss == "categorical": return F.cross_entropy(logits, targets)
     return F.binary_cross_entropy(logits.softmax(1).clamp(1e-7, 1 - 1e-7), targets)  # the clamp is Keras' epsilon
+
+# %% ../nbs/07_classify.ipynb #47a1be63
+def _loss_slope(
+    logits:torch.Tensor,  # (n, c) outputs before softmax
+    targets:torch.Tensor, # (n, c), rows add up to 1
+    loss:str, # as in `category_loss`
+) -> torch.Tensor: # (n, c)
+    "The derivative of `category_loss` by the logits"
+    p = logits.softmax(1)
+    if loss == "categorical": return p.sub_(targets).div_(len(p))
+    q = p.clamp(1e-7, 1 - 1e-7)
+    slope = torch.where(p == q, (q - targets)/(q*(1 - q)), 0)/p.numel()
+    return p*(slope - (slope*p).sum(1, keepdim=True))
 
 # %% ../nbs/07_classify.ipynb #9eaa939e
 class _Predictor:
@@ -277,8 +314,7 @@ class CategoryClassifier(_Predictor, _Stored, ClassifierMixin, BaseEstimator):
         if (X_val is None) != (y_val is None): raise FitmatchError("X_val and y_val belong together: give both or neither")
         watched = None if X_val is None else (_vectors(X_val, X.shape[1]), self._codes(y_val, len(X_val)))
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        scaler = StandardScaler().fit(_root(torch.from_numpy(X), self.power).numpy())
-        self.mean_, self.scale_, self.n_features_in_ = scaler.mean_.astype(np.float32), scaler.scale_.astype(np.float32), X.shape[1]
+        (self.mean_, self.scale_), self.n_features_in_ = _mean_and_scale(X, self.power), X.shape[1]
         self._build(mlp((X.shape[1], *self.hidden, len(self.classes_)), self.dropout, seed))
         self.epochs_ = self.epochs or int(np.clip(-(-1500//-(-len(X)//self.batch_size)), 20, 100))
         self.history_ = _train(self, X, codes, watched, seed)
@@ -302,15 +338,6 @@ def _check_parameters(model):
         except TypeError: good = False
         if not good: raise FitmatchError(f"{name}={value!r}: {name} must be {must}")
 
-# %% ../nbs/07_classify.ipynb #40e1b1ae
-@contextmanager
-def _one_thread():
-    "Batches of 32 are too small to share: threads that wait for each other make training many times slower on a busy machine"
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try: yield
-    finally: torch.set_num_threads(threads)
-
 # %% ../nbs/07_classify.ipynb #89a443ae
 @torch.inference_mode()
 def _evened(
@@ -319,9 +346,13 @@ def _evened(
     n_classes:int,
 ) -> tuple: # (n, d) inputs of the layers that do learn, (n, n_classes) one-hot targets, on the device
     "What the first layer makes of the whole table, computed once instead of in every epoch"
-    device, x = even.mean.device, torch.empty(X.shape)
-    for rows in torch.arange(len(X)).split(4096): x[rows[0]:rows[-1] + 1] = even(torch.from_numpy(X[rows[0]:rows[-1] + 1]).to(device))
-    return x.to(device), F.one_hot(torch.from_numpy(codes), n_classes).float().to(device)
+    device, x = even.mean.device, torch.empty(X.shape, device=even.mean.device)
+    for piece, place in zip(torch.from_numpy(X).split(256), x.split(256)): place.copy_(even(piece.to(device)))
+    return x, F.one_hot(torch.from_numpy(codes), n_classes).float().to(device)
+
+def _some(table, most=10_000): # the same of so many products at most
+    rows = torch.from_numpy(sample_rows(len(table[0]), most)).to(table[0].device)
+    return table if len(rows) == len(table[0]) else tuple(part[rows] for part in table)
 
 @torch.inference_mode()
 def _measured(
@@ -332,8 +363,43 @@ def _measured(
     logits = torch.cat([layers(piece) for piece in x.split(65_536)])
     return category_loss(logits, target, loss).item(), (logits.argmax(1) == target.argmax(1)).double().mean().item()
 
+# %% ../nbs/07_classify.ipynb #b83e5f14
+class _Slopes:
+    "The gradient of a network from `mlp`, without autograd"
+    def __init__(self, layers):
+        self.weights = parameters_to_vector(layers.parameters()).detach()
+        self.weights.grad = torch.zeros_like(self.weights)
+        vector_to_parameters(self.weights, layers.parameters())  # from now on the network looks into the one vector
+        sizes = [p.numel() for p in layers.parameters()]
+        slopes = [part.view_as(p) for part, p in zip(self.weights.grad.split(sizes), layers.parameters())]
+        linear, dropout = ([layer for layer in layers if isinstance(layer, kind)] for kind in (nn.Linear, _Dropout))
+        self.layers = list(zip([layer.weight.detach() for layer in linear], [layer.bias.detach() for layer in linear], slopes[::2], slopes[1::2], [*dropout, None]))
+
+    def __call__(self, x, targets, loss): # leaves it in weights.grad
+        inputs = []
+        for weight, bias, _, _, dropout in self.layers:
+            inputs.append(x)
+            x = torch.addmm(bias, x, weight.T)
+            if dropout: x = dropout(x.relu_())
+        slope = _loss_slope(x, targets, loss)
+        for i, (weight, _, d_weight, d_bias, _) in reversed(list(enumerate(self.layers))):
+            torch.mm(slope.T, inputs[i], out=d_weight)
+            torch.sum(slope, 0, out=d_bias)
+            if i: slope = (slope @ weight).mul_(inputs[i] > 0).div_(1 - self.layers[i - 1][-1].share)
+
+# %% ../nbs/07_classify.ipynb #58e2b9d6
+@contextmanager
+def _drawing(layers, seed, device):
+    "Dropout draws from generators of its own, for the time of training: a generator cannot be copied to other processes"
+    drops = [layer for layer in layers if isinstance(layer, _Dropout)]
+    for drop in drops: drop.generator = torch.Generator(device).manual_seed(seed)
+    try: yield
+    finally:
+        for drop in drops: drop.generator = None
+
 # %% ../nbs/07_classify.ipynb #f238bb79
 @_one_thread()
+@torch.no_grad()
 def _train(
     model,   # a `CategoryClassifier` whose network_ is built
     X, codes, # (n, d) vectors and (n,) class numbers
@@ -341,28 +407,23 @@ def _train(
     seed:int, # of the order of the products and of dropout
 ) -> pd.DataFrame: # epoch, loss, accuracy, val_loss, val_accuracy
     "Adam over shuffled batches; one row an epoch"
-    network, n_classes = model.network_, len(model.classes_)
-    device, order = next(network.parameters()).device, torch.Generator().manual_seed(seed)
+    network, n_classes, order = model.network_, len(model.classes_), torch.Generator().manual_seed(seed)
     even, layers = network[0], network[1:]
     table, held_out = _evened(even, X, codes, n_classes), watched and _evened(even, *watched, n_classes)
     x, target = table[0], table[1]*(1 - model.label_smoothing) + model.label_smoothing/n_classes
-    for layer in network:
-        if isinstance(layer, _Dropout): layer.generator = torch.Generator(device).manual_seed(seed)
-    optimiser = torch.optim.Adam(network.parameters(), lr=model.lr)
-    steps = model.epochs_*-(-len(x)//model.batch_size)
-    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps if model.lr_decay else 10**12)
-    history = []
-    for epoch in range(1, model.epochs_ + 1):
-        network.train()
-        for rows in torch.randperm(len(x), generator=order).to(device).split(model.batch_size):
-            optimiser.zero_grad(set_to_none=True)
-            category_loss(layers(x[rows]), target[rows], model.loss).backward()
-            optimiser.step()
-            decay.step()
-        network.eval()
-        history.append((epoch, *_measured(layers, *table, model.loss), *(_measured(layers, *held_out, model.loss) if watched else (np.nan, np.nan))))
-    for layer in network:
-        if isinstance(layer, _Dropout): layer.generator = None  # a generator cannot be copied to other processes
+    shown, history, slopes = _some(table), [], _Slopes(layers)
+    optimiser = torch.optim.Adam([slopes.weights], lr=model.lr, fused=True)
+    steps, step = model.epochs_*-(-len(x)//model.batch_size), 0
+    with _drawing(layers, seed, x.device):
+        for epoch in range(1, model.epochs_ + 1):
+            network.train()
+            for rows in torch.randperm(len(x), generator=order).to(x.device).split(model.batch_size):
+                slopes(x.index_select(0, rows), target.index_select(0, rows), model.loss)
+                if model.lr_decay: optimiser.param_groups[0]["lr"] = model.lr*(1 + math.cos(math.pi*step/steps))/2
+                optimiser.step()
+                step += 1
+            network.eval()
+            history.append((epoch, *_measured(layers, *shown, model.loss), *(_measured(layers, *held_out, model.loss) if watched else (np.nan, np.nan))))
     return pd.DataFrame(history, columns=["epoch", "loss", "accuracy", "val_loss", "val_accuracy"])
 
 # %% ../nbs/07_classify.ipynb #5fadc5a6

@@ -11,6 +11,8 @@ __all__ = ['PALETTE', 'SYMBOLS', 'Reduction', 'reduce', 'label_styles', 'sample_
 import hashlib
 import html
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -43,7 +45,7 @@ def _checked(
     if len(bad): raise FitmatchError(f"embeddings of {len(bad)} products are not finite (first: row {bad[0]}): embed these pictures again or drop them")
     return X
 
-def _slices(n): return (slice(i, min(i + 4096, n)) for i in range(0, n, 4096))
+def _slices(n): return (slice(i, min(i + 2048, n)) for i in range(0, n, 2048))
 
 @dataclass(frozen=True)
 class Reduction:
@@ -59,17 +61,40 @@ class Reduction:
         "Coordinates of other products on the same axes"
         return self.model.transform(_checked(X).astype(np.float64)).astype(np.float32)
 
+# %% ../nbs/06_explore.ipynb #1f7ab3c4
+def _on_cores(
+    do, # (m, d) rows -> anything
+    X,  # (n, d) numbers
+) -> list: # what it gave for each part of the rows, in order
+    "Every core with a part of the rows, one thread of linear algebra each"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    parts = np.array_split(X, min(8, cores, -(-len(X)//2048)))
+    with threadpool_limits(1), ThreadPoolExecutor(len(parts)) as pool: return list(pool.map(do, parts))
+
 # %% ../nbs/06_explore.ipynb #5603684b
+def _moments(
+    X:np.ndarray, # (n, d) numbers
+) -> tuple: # (d,) mean, (d, d) products of the centred numbers, summed over the rows; in double precision
+    "All that PCA has to know of a table, from one reading of it"
+    n, d = X.shape
+    centre = X[::-(-n//4096)].mean(axis=0, dtype=np.float64).astype(X.dtype)  # near the mean; what is missing is put right at the end
+    def sums(rows):
+        total, products, room, part = np.zeros(d), np.zeros((d, d)), np.empty((2048, d), X.dtype), np.empty((d, d), X.dtype)
+        for s in _slices(len(rows)):
+            x = np.subtract(rows[s], centre, out=room[:s.stop - s.start])
+            products += np.matmul(x.T, x, out=part)  # one thread and few rows: see numpy/numpy#19685
+            total += x.sum(axis=0)
+        return total, products
+    total, products = map(sum, zip(*_on_cores(sums, X)))
+    return centre + total/n, products - np.outer(total, total)/n
+
+# %% ../nbs/06_explore.ipynb #3e91c07d
 def _principal_axes(
     X:np.ndarray, # (n, d) numbers, at least d rows
     k:int,        # axes wanted
 ) -> PCA: # fitted, in double precision
-    "Exact PCA from the d x d matrix of products, a few rows at a time: centred first, summed up in double precision"
-    mean, d = X.mean(axis=0, dtype=np.float64), X.shape[1]
-    products, centre = np.zeros((d, d)), mean.astype(X.dtype)
-    for s in _slices(len(X)):
-        x = X[s] - centre
-        products += x.T @ x.copy()  # a copy, see numpy/numpy#19685
+    "Exact PCA, from the d x d matrix of products"
+    (mean, products), d = _moments(X), X.shape[1]
     values, axes = eigh(products, subset_by_index=[d - k, d - 1])
     values, axes = values[::-1].clip(0), axes.T[::-1]
     axes = axes*np.sign(axes[np.arange(k), np.abs(axes).argmax(axis=1)])[:, None]  # as scikit-learn turns them
@@ -85,7 +110,9 @@ def _as_pca(mean, axes, values, total, n):
     return model
 
 def _project(model, X): # (n, c) of X's own type: scikit-learn would copy all of X
-    return np.concatenate([(X[s] - model.mean_.astype(X.dtype)) @ model.components_.T.astype(X.dtype) for s in _slices(len(X))])
+    mean, axes = model.mean_.astype(X.dtype), model.components_.T.astype(X.dtype)
+    def points(rows): return np.concatenate([(rows[s] - mean) @ axes for s in _slices(len(rows))])
+    return np.concatenate(_on_cores(points, X))
 
 # %% ../nbs/06_explore.ipynb #1b474f56
 def reduce(

@@ -12,8 +12,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
 from fitmatch.catalogue import FitmatchError
-from fitmatch.classify import (CategoryClassifier, accuracy_interval, category_loss, plot_confusion, plot_history,
-                               split_for_training)
+from fitmatch.classify import (CategoryClassifier, _drawing, _Slopes, accuracy_interval, category_loss, mlp, plot_confusion,
+                               plot_history, split_for_training)
 
 
 def blobs(n=300, d=16, labels=("shoes", "tops", "bottoms"), seed=0):
@@ -99,6 +99,60 @@ def test_losses_are_those_of_keras():
     assert torch.isfinite(category_loss(torch.tensor([[200., -200.]]), torch.tensor([[0., 1.]]), "binary"))
     X, y = blobs(120)
     assert CategoryClassifier(loss="binary").fit(X, y).score(X, y) > .95
+
+
+@pytest.mark.parametrize("sizes", [(20, 7), (20, 8, 7), (30, 16, 8, 2)])
+@pytest.mark.parametrize("n", [1, 50])
+@pytest.mark.parametrize("loss", ["categorical", "binary"])
+def test_the_gradient_is_autograds(sizes, n, loss):
+    x, targets = torch.randn(n, sizes[0], generator=torch.Generator().manual_seed(0)), torch.eye(sizes[-1])[torch.arange(n) % sizes[-1]]*.9 + .1/sizes[-1]
+    layers = mlp(sizes, dropout=.4).train()
+    with torch.no_grad():
+        for p in layers.parameters(): p += .1                 # biases too
+    slopes = _Slopes(layers)
+    with _drawing(layers, 1, "cpu"): expected = torch.autograd.grad(category_loss(layers(x), targets, loss), layers.parameters())
+    with _drawing(layers, 1, "cpu"), torch.no_grad(): slopes(x, targets, loss)
+    torch.testing.assert_close(slopes.weights.grad, torch.cat([g.ravel() for g in expected]), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("changes", [{}, dict(loss="binary", dropout=0., label_smoothing=0., lr_decay=False, power=1.)])
+def test_training_is_that_of_autograd_and_adam(changes):
+    X, y = blobs(200)
+    model = CategoryClassifier(epochs=3, **changes).fit(X, y)
+    seed = int(np.random.RandomState(42).randint(2**31 - 1))
+    layers, order = mlp((16, 64, 32, 3), model.dropout, seed).train(), torch.Generator().manual_seed(seed)
+    x, targets = model.network_[0](torch.from_numpy(X)), torch.eye(3)[np.searchsorted(model.classes_, y)]*(1 - model.label_smoothing) + model.label_smoothing/3
+    optimiser = torch.optim.Adam(layers.parameters(), lr=model.lr)
+    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, 21 if model.lr_decay else 10**12)
+    with _drawing(layers, seed, "cpu"):
+        for _ in range(3):
+            for rows in torch.randperm(200, generator=order).split(32):
+                optimiser.zero_grad()
+                category_loss(layers(x[rows]), targets[rows], model.loss).backward()
+                optimiser.step()
+                decay.step()
+    for ours, theirs in zip(model.network_.parameters(), layers.parameters()): torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
+
+
+def test_the_fitted_network_can_be_trained_further():
+    X, y = blobs(60)
+    network = CategoryClassifier(epochs=1).fit(X, y).network_
+    network(torch.from_numpy(X)).square().mean().backward()
+    assert all(p.is_leaf and p.requires_grad and p.grad.abs().sum() > 0 for p in network.parameters())
+
+
+def test_tables_that_cannot_be_written_to_are_fine(recwarn):
+    X, y = blobs(60)
+    expected = CategoryClassifier(epochs=1).fit(X, y).predict_proba(X)
+    X.flags.writeable = False
+    np.testing.assert_array_equal(CategoryClassifier(epochs=1).fit(X, y).predict_proba(X), expected)
+    assert not recwarn.list
+
+
+def test_of_a_large_catalogue_ten_thousand_are_measured():
+    X, y = blobs(10_050, d=4)
+    model = CategoryClassifier(hidden=(), epochs=1, batch_size=500).fit(X, y)
+    assert model.history_["accuracy"].iloc[0] == pytest.approx(model.score(X, y), abs=.01)
 
 
 def test_constant_and_negative_inputs_are_fine():
