@@ -24,7 +24,7 @@ from .catalogue import Catalogue, FitmatchError, load_catalogue, place_file, sav
 from .classify import CategoryClassifier, accuracy_interval, split_for_training
 from .embed import EmbeddingStore, embed, encode_images
 from .encoders import Encoder, load_encoder
-from .evaluate import SCORERS, also_buy_scores, evaluate_matching, find_leaks, matching_task, scoreboard, split_items, training_part
+from .evaluate import SCORERS, also_buy_scorer, ask, encoder_scoreboard, evaluate_matching, find_groups, matching_task, task_leaks
 from .explore import assign_labels, cluster, cluster_curve, cluster_scores, reduce
 from .images import ImageRefused, check_images
 from .match import AlsoBuyMatcher, choose_threshold, first_allowed
@@ -105,16 +105,22 @@ def match_stage(
     "Measures the also-buy rule beside its baselines, and chooses its threshold"
     if not catalogue.n_edges(): return "matching is left out: the source has no also_buy, so nobody has said what goes with what"
     try:
-        part = split_items(catalogue, random_state=random_state)
-        valid, test = (matching_task(catalogue, X, which, part, random_state) for which in ("valid", "test"))
+        test = matching_task(catalogue, X, groups=find_groups(catalogue, X), random_state=random_state)
+        valid = test.valid
     except FitmatchError as e: return f"matching is not measured: {e}"
     scorers = dict(SCORERS)
-    if oracle: scorers["oracle"] = lambda task: oracle(task.catalogue, *(task.catalogue.products["asin"].to_numpy()[i] for i in (task.query, task.candidate)))
-    scores = also_buy_scores(valid)
-    reached = scores > -1
-    truth = valid.truth[reached]
-    threshold = choose_threshold(scores[reached], truth) if 0 < truth.sum() < len(truth) else 0.5
-    return dict(threshold=threshold, table=evaluate_matching(test, scorers, random_state), leaks=find_leaks(training_part(catalogue, part), catalogue, part), part=part)
+    if oracle: scorers["oracle"] = lambda task: _oracle_scores(task, oracle)
+    scores, threshold = also_buy_scorer(test), 0.5
+    if valid is not None:
+        found = ask(scores, valid.query, valid.candidate)
+        reached = found > -1
+        if len(set(valid.truth[reached])) == 2: threshold = choose_threshold(found[reached], valid.truth[reached])
+    return dict(threshold=threshold, table=evaluate_matching(test, scorers, random_state), leaks=task_leaks(test), part=test.part)
+
+def _oracle_scores(task, oracle):
+    "The true probabilities as a scorer"
+    asins = task.catalogue.products["asin"].to_numpy()
+    return lambda query, candidate: oracle(task.catalogue, asins[query], asins[candidate])
 
 # %% ../nbs/13_pipeline.ipynb #d4c2e57f
 def example_rows(
@@ -239,7 +245,7 @@ def _scoreboard(catalogue, encoder, found, seconds, progress) -> pd.DataFrame:
         with stage(seconds, "baseline", lambda line: None):
             P = embed(catalogue, load_encoder("pixels"), progress=False)
             rows.append(row("pixels (nothing learned)", classify_stage(catalogue, P), cluster_scores(cluster(P, k=found["k"]), catalogue.products["ground_truth"])))
-    return scoreboard(rows)
+    return encoder_scoreboard(rows)
 
 # %% ../nbs/13_pipeline.ipynb #2557a956
 def _rule_first(table:pd.DataFrame) -> pd.DataFrame:

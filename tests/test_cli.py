@@ -60,7 +60,7 @@ def test_demo_json(demo_run):
     matching = summary["matching"]
     low, high = matching["interval"]
     assert low <= matching["auc"] <= high and matching["leaks"] == 0
-    assert {"random", "popularity", "category prior", "cosine", "oracle"} == set(matching["baselines"])
+    assert {"random", "popularity", "category prior", "cosine", "pair features", "oracle"} == set(matching["baselines"])
     assert sum(summary["refused"].values()) > 0, "the wardrobe has dirty rows on purpose"
     assert json.loads(json.dumps(summary, allow_nan=False)) == summary
 

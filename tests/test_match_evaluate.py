@@ -1,12 +1,11 @@
-"""The also-buy rule against a twin written in loops, and splits against random graphs."""
+"""The also-buy rule against a twin written in loops, and AUC with its interval."""
 import numpy as np
 import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
 from fitmatch.catalogue import Catalogue, FitmatchError
-from fitmatch.evaluate import (PARTS, auc_interval, category_prior_scores, evaluate_matching, find_leaks, item_groups, matching_task,
-                               purchase_pairs, random_negatives, split_items, training_part)
+from fitmatch.evaluate import auc_interval, category_prior_scorer, evaluate_matching, item_groups, matching_task, random_negatives
 from fitmatch.match import AlsoBuyMatcher, choose_threshold, score_pairs
 
 
@@ -61,38 +60,13 @@ def test_photos_from_outside_are_not_products():
     assert all(item_groups(catalogue)[named[i]].tolist().count(item_groups(catalogue)[i]) == 0 for i in range(3))
 
 
-@pytest.mark.parametrize("seed", range(50))
-def test_no_split_leaks(seed):
-    draw = np.random.default_rng(seed)
-    catalogue, X = shop(draw, n=int(draw.integers(20, 80)), edges=int(draw.integers(50, 400)), groups=int(draw.integers(8, 60)))
-    part, groups = split_items(catalogue, random_state=seed), item_groups(catalogue)
-    assert set(part) <= set(PARTS) and all(len(set(part[groups == g])) == 1 for g in set(groups))
-    train = training_part(catalogue, part)
-    assert find_leaks(train, catalogue, part) == []
-    try: task = matching_task(catalogue, X, part=part, random_state=seed)
-    except FitmatchError: return                                                        # a graph with nothing to judge says so
-    known = {tuple(p) for p in purchase_pairs(catalogue)}
-    pairs = [tuple(sorted(p)) for p in zip(task.query, task.candidate)]
-    assert all((p in known) == t for p, t in zip(pairs, task.truth))                    # true pairs are purchases, wrong ones are not
-    assert (part[task.query] == "test").all() and (part[task.candidate] == "train").all()
-    seen = {tuple(sorted(p)) for p in zip(*np.nonzero(_adjacency(train)))}
-    asins = catalogue.products["asin"].to_numpy()
-    assert not {tuple(sorted((asins[a], asins[b]))) for a, b in pairs} & seen
-
-
-def _adjacency(catalogue):
-    row = {a: i for i, a in enumerate(catalogue.products["asin"])}
-    A = np.zeros((len(row), len(row)), bool)
-    for i, targets in enumerate(catalogue.products["also_buy"]): A[i, [row[t] for t in targets]] = True
-    return A
-
-
 def test_wrong_answers_share_the_category_unless_asked_otherwise():
     catalogue, X = shop(np.random.default_rng(3), n=200, edges=600, groups=150)
     task = matching_task(catalogue, X)
     label, half = catalogue.products["ground_truth"].to_numpy(), len(task.truth)//2
     assert (label[task.candidate[:half]] == label[task.candidate[half:]]).all()
-    assert category_prior_scores(task)[:half].tolist() == category_prior_scores(task)[half:].tolist()
+    prior = category_prior_scorer(task)(task.query, task.candidate)
+    assert prior[:half].tolist() == prior[half:].tolist()
     easy = random_negatives(task)
     assert (easy.candidate[:half] == task.candidate[:half]).all() and (label[easy.candidate[:half]] != label[easy.candidate[half:]]).any()
 
