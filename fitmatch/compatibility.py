@@ -190,7 +190,7 @@ def one_thread():
     try: yield
     finally: torch.set_num_threads(threads)
 
-SETTINGS = dict(epochs=10, batch_size=512, lr=.02, weight_decay=1., dropout=.2, hide=.05, same_label=4, in_batch=1, patience=3)
+SETTINGS = dict(epochs=None, batch_size=512, lr=.02, weight_decay=1., dropout=.2, hide=.05, same_label=8, in_batch=0, patience=3)
 
 def train_network(
     network:PairNetwork,   # learns in place
@@ -203,15 +203,16 @@ def train_network(
 ) -> pd.DataFrame: # one row a pass: loss, auc on the held-out pairs
     "Trains until the held-out pairs get no better; the best pass is kept"
     s, draw = SETTINGS | settings, torch.Generator().manual_seed(random_state)
-    batches, both, best, rows = _Batches(network, items, purchases, s, draw), torch.from_numpy(np.asarray(pairs, dtype=np.int64)), (-1., None), []
-    if network.symmetric: both = torch.cat([both, both.flip(1)])
-    steps = -(-len(both)//s["batch_size"])*s["epochs"]
+    batches, pairs, best, rows = _Batches(network, items, purchases, s, draw), torch.from_numpy(np.asarray(pairs, dtype=np.int64)), (-1., None), []
+    epochs = s["epochs"] or int(np.clip(300_000//len(pairs), 3, 20))           # many purchases need fewer passes
+    steps = -(-len(pairs)//s["batch_size"])*epochs
     schedule = torch.optim.lr_scheduler.LambdaLR(batches.optimizer, lambda i: 1 - i/steps)
     query, candidate, truth = judged
-    for epoch in range(s["epochs"]):
-        losses = []
+    for epoch in range(epochs):
+        losses, turned = [], torch.rand(len(pairs), 1, generator=draw) < .5*network.symmetric   # a pair without direction is asked from either side
+        both = torch.where(turned, pairs.flip(1), pairs)
         with one_thread():
-            for batch in torch.randperm(len(both), generator=draw).split(s["batch_size"]):
+            for batch in torch.randperm(len(pairs), generator=draw).split(s["batch_size"]):
                 losses.append(batches.step(*both[batch].T))
                 schedule.step()
         auc = roc_auc_score(truth, score_pairs_with(network, items.take(query), items.take(candidate)))

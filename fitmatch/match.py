@@ -377,7 +377,7 @@ class Compatibility(_Fitted, _Kept, _Asked):
         columns=WORD_COLUMNS,        # columns whose words are read
         value_columns=VALUE_COLUMNS, # columns whose values get a table of pairs
         rank:int=32,          # numbers that two products are compared by
-        n_models:int=4,       # networks from different starts, averaged
+        n_models:int=2,       # networks from different starts, averaged
         symmetric:bool=True,  # does a go with b as b goes with a? False: pairs have a direction
         precision:float=.8,   # share of right answers wanted among *matching*
         n_neighbors:int=5,    # nearest products that may speak for a match

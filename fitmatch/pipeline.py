@@ -20,6 +20,7 @@ import pandas as pd
 import pyarrow as pa
 
 from . import __version__
+from .benchmarks import compatibility_scorer
 from .catalogue import Catalogue, FitmatchError, load_catalogue, place_file, save_catalogue, select, write_table
 from .classify import CategoryClassifier, accuracy_interval, split_for_training
 from .embed import EmbeddingStore, embed, encode_images
@@ -27,7 +28,7 @@ from .encoders import Encoder, load_encoder
 from .evaluate import SCORERS, also_buy_scorer, ask, encoder_scoreboard, evaluate_matching, find_groups, matching_task, task_leaks
 from .explore import assign_labels, cluster, cluster_curve, cluster_scores, reduce
 from .images import ImageRefused, check_images
-from .match import AlsoBuyMatcher, choose_threshold, first_allowed
+from .match import AlsoBuyMatcher, Compatibility, choose_threshold, first_allowed
 from .report import report
 from .similar import NearestItems, heatmap
 from .prepare import read_notes, write_json
@@ -102,13 +103,13 @@ def match_stage(
     oracle=None,         # function of (catalogue, asins, asins) giving true probabilities, when known
     random_state:int=0,
 ) -> dict|str: # threshold, table of AUCs, leaks; or the sentence that says why not
-    "Measures the also-buy rule beside its baselines, and chooses its threshold"
+    "Measures the learned matcher and the also-buy rule beside their baselines, and chooses the rule's threshold"
     if not catalogue.n_edges(): return "matching is left out: the source has no also_buy, so nobody has said what goes with what"
     try:
         test = matching_task(catalogue, X, groups=find_groups(catalogue, X), random_state=random_state)
         valid = test.valid
     except FitmatchError as e: return f"matching is not measured: {e}"
-    scorers = dict(SCORERS)
+    scorers = {"learned": compatibility_scorer(), **SCORERS}
     if oracle: scorers["oracle"] = lambda task: _oracle_scores(task, oracle)
     scores, threshold = also_buy_scorer(test), 0.5
     if valid is not None:
@@ -232,8 +233,17 @@ def _analyse(catalogue, X, seconds, say, oracle) -> dict:
         found["matched"] = match_stage(catalogue, X, oracle)
         threshold = found["matched"]["threshold"] if isinstance(found["matched"], dict) else 0.5
         found["matcher"] = AlsoBuyMatcher(threshold=threshold).fit(X, catalogue) if catalogue.n_edges() else None
+        found["learned"] = _learned(catalogue, X, found["matched"])
         found["examples"] = example_matches(catalogue, X, found["matcher"])
     return found
+
+def _learned(catalogue, X, matched) -> Compatibility|None:
+    "The matcher that a workspace keeps, fitted on all purchases; None where there is too little to learn from"
+    if isinstance(matched, str) or "learned" not in matched["table"].index: return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")                                    # few held-out pairs: the table says how well it does
+        try: return Compatibility().fit(X, catalogue)
+        except FitmatchError: return None
 
 # %% ../nbs/13_pipeline.ipynb #c5bc518f
 def _scoreboard(catalogue, encoder, found, seconds, progress) -> pd.DataFrame:
@@ -259,6 +269,7 @@ def _finish(catalogue, X, encoder, source, out, found, seconds, say) -> dict:
     with stage(seconds, "neighbours", say):
         save_neighbours(catalogue, X, out/"neighbours.parquet")
         if isinstance(classified, dict): classified["model"].save(out/"models"/"mlp", encoder=encoder.info.name, weights_sha256=encoder.weights_sha256)
+        if found["learned"] is not None: found["learned"].save(out/"models"/"compatibility", encoder=encoder.info.name, weights_sha256=encoder.weights_sha256)
     matches, near = found["examples"]
     notes = [text for text in (classified, matched) if isinstance(text, str)] + (classified["notes"] if isinstance(classified, dict) else [])
     results = dict(catalogue=catalogue, source=Path(source).name if Path(source).exists() else source, encoder=about, reduction=found["reduction"], clusters=found["clusters"], curve=found["curve"],
@@ -290,8 +301,9 @@ def _matching_summary(matched) -> dict:
     "AUC of the rule, its interval and its baselines; or why it was left out"
     if isinstance(matched, str): return dict(left_out=matched)
     rows = {name: dict(auc=r["auc"], interval=[r["low"], r["high"]]) for name, r in matched["table"].to_dict("index").items()}
-    rule = rows.pop("also-buy rule")
-    return dict(**rule, n=int(matched["table"]["n"].iloc[0]), threshold=matched["threshold"], negatives="same category", leaks=len(matched["leaks"]), baselines=rows)
+    rule, learned = rows.pop("also-buy rule"), rows.pop("learned", None)
+    if learned: learned["lift"] = learned["auc"] - rows["category prior"]["auc"]
+    return dict(**rule, learned=learned, n=int(matched["table"]["n"].iloc[0]), threshold=matched["threshold"], negatives="same category", leaks=len(matched["leaks"]), baselines=rows)
 
 # %% ../nbs/13_pipeline.ipynb #46d59120
 def _workspace_encoder(workspace:Path, notes:dict) -> Encoder:
@@ -316,12 +328,14 @@ def match_photos(
     photos:list,          # paths of pictures
     workspace:str|Path,   # made by `run` or `demo`
     k:int=5,              # nearest products looked up
-    threshold:float|None=None, # cosine from which on it is *matching*; default: the workspace's
+    threshold:float|None=None, # score from which on it is *matching*; default: the workspace's
+    matcher:str="rule",   # "rule": the original project's; "learned": what the workspace learned from its purchases
 ) -> dict: # matches (table), neighbours (table), refused {photo: reason}, note
     "What goes with each photo, out of a workspace's products"
     workspace = Path(workspace)
     catalogue, notes = load_catalogue(workspace), read_notes(workspace)
     if not notes: raise FitmatchError(f"{workspace} has no run.json: its run was not finished; run it again with 'fitmatch run SOURCE --out {workspace}'")
+    if matcher not in ("rule", "learned"): raise FitmatchError(f"--matcher {matcher}: type rule or learned")
     if not 1 <= k <= len(catalogue): raise FitmatchError(f"-k {k}: give a number from 1 to {len(catalogue)}, the products of {workspace}")
     encoder = _workspace_encoder(workspace, notes)
     Q, good, refused = _encode_photos(encoder, photos)
@@ -329,9 +343,19 @@ def match_photos(
     similarity, index = NearestItems(n_neighbors=k).fit(X).kneighbors(Q) if good else (np.empty((0, k)), np.empty((0, k), int))
     near = pd.DataFrame({"query": np.repeat(np.array(good, dtype=object), k), "neighbour": catalogue.products["asin"].to_numpy(dtype=object)[index.ravel()], "similarity": similarity.ravel()})
     if not catalogue.n_edges(): return dict(matches=None, neighbours=near, refused=refused, threshold=None, note=notes["matching"].get("left_out", "this workspace has no also_buy"))
+    if matcher == "learned":
+        learned = _workspace_matcher(workspace, notes, X, catalogue, threshold)
+        return dict(matches=learned.match(Q, good) if good else pd.DataFrame(), neighbours=near, refused=refused, threshold=learned.threshold_, note=None)
     threshold = threshold if threshold is not None else notes["matching"].get("threshold", 0.5)
     matches = AlsoBuyMatcher(n_neighbors=k, threshold=threshold).fit(X, catalogue).match(Q, good) if good else pd.DataFrame()
     return dict(matches=matches, neighbours=near, refused=refused, threshold=threshold, note=None)
+
+def _workspace_matcher(workspace, notes, X, catalogue, threshold) -> Compatibility:
+    "The learned matcher of a workspace, told its products"
+    if not (workspace/"models"/"compatibility.safetensors").is_file(): raise FitmatchError(f"{workspace} has no learned matcher (too few purchases to learn from, or made by an older fitmatch): leave out --matcher, or run it again")
+    learned = Compatibility.load(workspace/"models"/"compatibility", encoder=notes["encoder"], weights_sha256=notes["weights_sha256"]).index(X, catalogue)
+    if threshold is not None: learned.threshold_, learned.skip_below_ = threshold, min(threshold, learned.skip_below_)
+    return learned
 
 # %% ../nbs/13_pipeline.ipynb #b648b1b0
 def _labelled(folder, progress) -> Catalogue:
