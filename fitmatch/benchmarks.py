@@ -105,7 +105,7 @@ def evaluate_wardrobe(
 
 def _ends(table, name) -> list: return [float(table["auc_low"][name]), float(table["auc_high"][name])]
 
-# %% ../nbs/10a_benchmarks.ipynb #245aaba7
+# %% ../nbs/10a_benchmarks.ipynb #54ecee5d
 def _rows_of(triples:pd.DataFrame, row:dict, file) -> np.ndarray: # (t, 3)
     found = triples.map(lambda asin: row.get(asin, -1)).to_numpy(dtype=np.int64).reshape(-1, 3)
     known = (found >= 0).all(axis=1)
@@ -154,6 +154,7 @@ def evaluate_fashionvc(
     test:str|Path|None=None, # a file of triples to judge by; default: the validation triples
     n_models:int=4,
     random_state:int=0,
+    **settings,          # of `Compatibility`
 ) -> dict: # auc, interval, n of the judged triples; the same of the validation triples; baselines, seconds
     "Learns from the training triples, stops on the validation triples, is judged by the test triples where they are given"
     begin, data = time.perf_counter(), Path(data)
@@ -165,7 +166,7 @@ def evaluate_fashionvc(
     triples = {name: _rows_of(read_triples(file), row, file) for name, file in files.items()}
     pairs, valid = np.unique(triples["train"][:, :2], axis=0), triples["valid"]
     judged = (np.tile(valid[:, 0], 2), np.concatenate([valid[:, 1], valid[:, 2]]), np.repeat([True, False], len(valid)))
-    matcher = Compatibility(symmetric=False, n_models=n_models, random_state=random_state).fit(None, catalogue, pairs=pairs, judged=judged)
+    matcher = Compatibility(symmetric=False, n_models=n_models, random_state=random_state, **settings).fit(None, catalogue, pairs=pairs, judged=judged)
     scorers = {"learned": _score_function(matcher)} | fashionvc_baselines(catalogue, pairs, random_state)
     table = {name: {scorer: triple_auc(score, triples[name], random_state=random_state) for scorer, score in scorers.items()} for name in files if name != "train"}
     which = "test" if test else "valid"

@@ -69,13 +69,16 @@ def _checked_for_matching(X, catalogue):
 
 class _Purchases(BaseEstimator):
     "Products and purchases, and the nearest products of a photo"
-    def _remember(self, X, catalogue):
-        "The products, their groups, who was bought with whom, and where the pictures lie"
+    def _remember(self, X, catalogue, rows=None):
+        "The products, their groups, who was bought with whom, and where the pictures lie; `rows` are those with a picture"
         bought = also_buy_rows(catalogue)
         self.asins_ = catalogue.products["asin"].to_numpy(dtype=object)
         self.groups_ = pd.factorize(catalogue.products["group" if "group" in catalogue.products else "asin"])[0]
         self.offsets_, self.targets_ = np.cumsum([0, *map(len, bought)]), np.concatenate([*bought, np.empty(0, np.int64)])
-        self.X_, self.nearest_ = normalise(X), NearestItems(n_neighbors=min(self.n_neighbors, len(X))).fit(X)
+        self.rows_ = np.arange(len(X)) if rows is None else rows
+        self.X_ = np.zeros(X.shape, np.float32)
+        self.X_[self.rows_] = normalise(X[self.rows_])
+        self.nearest_ = NearestItems(n_neighbors=min(self.n_neighbors, len(self.rows_))).fit(X[self.rows_])
 
     def neighbours(self,
         Q:np.ndarray, # (m, d) embeddings of photos
@@ -85,7 +88,8 @@ class _Purchases(BaseEstimator):
         check_is_fitted(self)
         own = self._groups_of(queries, len(Q))
         spare = np.bincount(self.groups_)[own[own >= 0]].max(initial=0)
-        similarity, index = self.nearest_.kneighbors(Q, n_neighbors=min(self.n_neighbors + int(spare), len(self.X_)))
+        similarity, index = self.nearest_.kneighbors(Q, n_neighbors=min(self.n_neighbors + int(spare), len(self.rows_)))
+        index = self.rows_[index]
         return first_allowed(similarity, index, self.groups_[index] == own[:, None], self.n_neighbors)
 
     def _groups_of(self, queries, m) -> np.ndarray:
@@ -272,7 +276,8 @@ class _Asked(_Purchases):
         "Remembers the products; bought or not, all can be suggested"
         self.items_ = self.featurizer_.transform(catalogue.products, X)
         self.labels_ = catalogue.products["ground_truth"].to_numpy(dtype=object)
-        self._remember(X if X is not None else np.ones((len(catalogue), 1), np.float32), catalogue)
+        X = np.ones((len(catalogue), 1), np.float32) if X is None else np.asarray(X, dtype=np.float32)
+        self._remember(X, catalogue, np.flatnonzero(~np.isnan(X).any(axis=1)))
         self.against_ = [AgainstAll(net, self.items_) for net in self.networks_]
         return self
 
@@ -291,9 +296,9 @@ class _Asked(_Purchases):
 
     def _vote(self, Q, own) -> list:
         "The commonest label among each photo's nearest products"
-        if self.X_.shape[1] != np.shape(Q)[1]: return [None]*len(Q)
+        if self.X_.shape[1] != np.shape(Q)[1] or not np.isfinite(Q).all(): return [None]*len(Q)
         _, index = self.nearest_.kneighbors(Q)
-        votes = [pd.Series(self.labels_[i], dtype=object).dropna().mode() for i in index]
+        votes = [pd.Series(self.labels_[self.rows_[i]], dtype=object).dropna().mode() for i in index]
         return [vote.iloc[0] if len(vote) else None for vote in votes]
 
     def probabilities(self, Q=None, queries=None, products=None) -> np.ndarray: # (m, n) float32
@@ -363,6 +368,7 @@ class _Kept:
         f.words_, f.values_, self.lift_ = note["words"], note["values"], tensors["lift"].numpy()
         for name in ("counts", "mean", "scale", "axes"): setattr(f, name + "_", tensors[f"features.{name}"].numpy())
         self.scales_, self.encoder_, self.weights_sha256_, self.history_ = note["scales"], note["encoder"], note["weights_sha256"], pd.DataFrame(note["history"])
+        if len(f.words_) != len(f.counts_) or len(f.values_) != len(self.value_columns) or f.axes_.shape[0] != len(f.mean_): raise ValueError("its parts do not belong together")
         for name in _LEARNED: setattr(self, name + "_", note[name])
         self.networks_ = [self._network(i) for i in range(len(self.scales_))]
         for i, net in enumerate(self.networks_): net.load_state_dict({name: tensors[f"{i}.{name}"] for name in net.state_dict()})
@@ -471,7 +477,7 @@ class Compatibility(_Fitted, _Kept, _Asked):
     def _spoken_for(self, Q, queries, query, match) -> tuple:
         "For each match the nearest neighbour of the photo that was bought with it, and its cosine; None and NaN where there is none"
         via, similarity = np.full(len(query), None, dtype=object), np.full(len(query), np.nan)
-        if Q is None or self.X_.shape[1] != np.shape(Q)[1] or not len(self.targets_): return via, similarity
+        if Q is None or self.X_.shape[1] != np.shape(Q)[1] or not np.isfinite(Q).all() or not len(self.targets_): return via, similarity
         near, index = self.neighbours(Q, queries)
         n = len(self.asins_)
         bought = np.unique(np.repeat(np.arange(n), np.diff(self.offsets_))*n + self.targets_)
