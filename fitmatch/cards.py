@@ -4,17 +4,16 @@
 
 # %% auto #0
 __all__ = ['MAX_UPLOAD', 'SELECTION', 'PARTS_OF_A_LOOK', 'Shop', 'workspace_encoder', 'open_shop', 'accept_photo',
-           'uploaded_files', 'photo_vector', 'ask', 'find_products', 'diversify', 'choose', 'threshold_curve',
-           'held_out_scores', 'measure_thresholds', 'threshold_words', 'cards_style', 'selection_words', 'cards_html',
-           'strip_html', 'threshold_chart', 'csv_link', 'read_csv_link', 'reproducing_code', 'suggest_outfit']
+           'uploaded_files', 'photo_vector', 'look_alikes', 'ask', 'find_products', 'diversify', 'choose',
+           'threshold_curve', 'held_out_scores', 'measure_thresholds', 'threshold_words', 'cards_style',
+           'selection_words', 'cards_html', 'strip_html', 'threshold_chart', 'csv_link', 'read_csv_link',
+           'reproducing_code', 'suggest_outfit', 'compare_neighbours', 'comparison_html']
 
 # %% ../nbs/11a_cards.ipynb #c4a0d504
 import base64
 import copy
-import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
-from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
@@ -26,7 +25,7 @@ from .catalogue import Catalogue, FitmatchError, escape_formula, load_catalogue
 from .embed import EmbeddingStore, embed, encode_images
 from .encoders import Encoder, load_encoder
 from .evaluate import matching_task, training_part
-from .images import ImageRefused, MAX_PIXELS, check_images, open_image
+from .images import ImageRefused, check_images, map_ahead, open_image
 from .match import MATCH_COLUMNS, AlsoBuyMatcher
 from .prepare import read_notes
 from .report import Pictures
@@ -139,6 +138,22 @@ def photo_vector(
     photo = photo if isinstance(photo, Image.Image) else open_image(photo, max_side=1024)
     return np.concatenate(list(encode_images(shop.encoder, [photo])))
 
+def look_alikes(
+    shop:Shop,     # where to look
+    q:np.ndarray,  # (1, d) vector
+    product=None,  # asin of the product that `q` belongs to: it and its variants are no answer
+    most:int=200,  # at most
+) -> pd.DataFrame: # columns `MATCH_COLUMNS` without a via; score is the cosine, decision is missing
+    "The products that look most like a photo: what a shop without purchases can say"
+    cosine, products = shop.V @ normalise(q)[0], shop.catalogue.products
+    group = (products["group"].fillna(products["asin"]) if "group" in products else products["asin"]).to_numpy(dtype=object)
+    order = np.argsort(-cosine, kind="stable")
+    rows = order[group[order] != group[shop.row[product]]][:most] if product in shop.row else order[:most]
+    table = pd.DataFrame({"query": product if product else "your photo", "via": None, "match": products["asin"].to_numpy(dtype=object)[rows],
+                          "similarity": cosine[rows], "score": cosine[rows], "decision": None})
+    return table[list(MATCH_COLUMNS)]
+
+# %% ../nbs/11a_cards.ipynb #c4a0d567
 def ask(
     shop:Shop,      # where to look
     product=None,   # asin of a product; it and its variants are no answer
@@ -146,15 +161,16 @@ def ask(
     matcher:str|None=None, # name of one of the shop's matchers; default: the first
     k:int|None=None,# nearest products looked through; default: the matcher's own
 ) -> pd.DataFrame: # columns `MATCH_COLUMNS`, best score first
-    "Every suggestion for a product or a photo. Raises `FitmatchError` for an unknown product or matcher"
+    "Every suggestion for a product or a photo; what looks like it, where the shop has no matcher. Raises `FitmatchError` for an unknown product or matcher"
+    if photo is None and product not in shop.row: raise FitmatchError(f"no product {product!r} among the {len(shop.row)} of this shop: give one of its asins")
+    q = shop.X[[shop.row[product]]] if photo is None else photo if isinstance(photo, np.ndarray) else photo_vector(shop, photo)
+    if not shop.matchers and matcher is None: return look_alikes(shop, q, product if photo is None else None)
     chosen = _named_matcher(shop, matcher)
     if k is not None and hasattr(chosen, "n_neighbors"):
         if not 1 <= k <= len(shop.catalogue): raise FitmatchError(f"k={k}: give a number from 1 to {len(shop.catalogue)}")
         chosen = copy.copy(chosen)
         chosen.n_neighbors = k
-    if photo is not None: return chosen.match(photo if isinstance(photo, np.ndarray) else photo_vector(shop, photo), ["your photo"])
-    if product not in shop.row: raise FitmatchError(f"no product {product!r} among the {len(shop.row)} of this shop: give one of its asins")
-    return chosen.match(shop.X[[shop.row[product]]], [product])
+    return chosen.match(q, [product if photo is None else "your photo"])
 
 # %% ../nbs/11a_cards.ipynb #c4a0d523
 def find_products(
@@ -206,13 +222,13 @@ def choose(
     labels = shop.catalogue.products["ground_truth"].to_numpy(dtype=object)
     rows = np.array([shop.row[asin] for asin in matches["match"]], dtype=np.int64)
     kept = np.ones(len(rows), bool) if category is None else labels[rows] == category
-    above = (matches["score"].to_numpy() >= threshold) & kept
+    above = ((matches["score"].to_numpy() >= threshold) | matches["decision"].isna().to_numpy()) & kept
     places = np.flatnonzero(above)
     places = places[diversify(matches["score"].to_numpy()[places], shop.V[rows[places]], diversity, n)]
     places = np.concatenate([places, np.flatnonzero(kept & ~above)[:n - len(places)]]).astype(int)
     titles, taken = shop.catalogue.products["title"].to_numpy(dtype=object), matches.iloc[places]
     columns = dict(match=taken["match"], title=titles[rows[places]], label=labels[rows[places]], score=taken["score"],
-                   decision=np.where(above[places], "matching", "skip"), via=taken["via"], query=taken["query"])
+                   decision=np.where(taken["decision"].isna(), None, np.where(above[places], "matching", "skip")), via=taken["via"], query=taken["query"])
     return pd.DataFrame(columns)[list(SELECTION)].reset_index(drop=True)
 
 # %% ../nbs/11a_cards.ipynb #c4a0d532
@@ -311,8 +327,8 @@ _TEMPLATES = {"pic": """
 {%- if near %}<ol class="fm-near" aria-label="looks like">{% for p in near %}<li><figure title="{{ p.title }}">{{ pic(p, num(p.number)) }}
 <figcaption class="fm-score">{{ p.similarity }}</figcaption></figure></li>{% endfor %}</ol><p class="fm-soft">looks like these: similarity</p>{% endif %}</section>
 <section class="fm-answer" aria-label="goes with it"><p class="fm-step">{{ words }}</p><ul class="fm-tiles">{% for m in matches %}
-<li><figure title="{{ m.title }}"{% if not m.matching %} class="fm-skip"{% endif %}>{{ pic(m, via(m)) }}<figcaption><span class="fm-cut">{{ m.title }}</span>
-<span class="fm-score">{{ m.score }}</span> {% if m.matching %}<span class="fm-tag fm-yes">✓ matching</span>{% else %}<span class="fm-tag fm-no">skip</span>{% endif %}
+<li><figure title="{{ m.title }}"{% if m.decision == "skip" %} class="fm-skip"{% endif %}>{{ pic(m, via(m)) }}<figcaption><span class="fm-cut">{{ m.title }}</span>
+<span class="fm-score">{{ m.score }}</span> {% if m.decision == "matching" %}<span class="fm-tag fm-yes">✓ matching</span>{% elif m.decision %}<span class="fm-tag fm-no">skip</span>{% endif %}
 {%- if m.via %}<br><span class="fm-soft">via {% if m.number %}{{ m.number }}{% else %}{{ m.via.title }}{% endif %}</span>{% endif %}</figcaption></figure></li>
 {%- endfor %}</ul></section></div>""", "strip": """{% from "pic" import pic, num %}<div class="fm-cards"><section class="fm-answer" aria-label="{{ heading }}">
 <p class="fm-step">{{ heading }}</p><ul class="{{ kind }}">{% for p in products %}<li><figure title="{{ p.title }}">{{ pic(p, num(p.number)) }}
@@ -337,6 +353,7 @@ def selection_words(
 ) -> str:
     "How much is shown of how much"
     if not found: return "Nobody bought anything with the products it looks like: look through more of them (k), or ask about another one."
+    if len(selection) and selection["decision"].isna().all(): return "Looks like it, the most alike first. What goes with it nobody has said."
     if not len(selection): return f"None of the {found:,} suggestions is of this category."
     matching = int((selection["decision"] == "matching").sum())
     return f"Goes with it: {matching} of the {len(selection)} shown are above the threshold, of {found:,} suggestions."
@@ -352,7 +369,8 @@ def cards_html(
     near = matches.dropna(subset=["via"]).drop_duplicates("via").sort_values("similarity", ascending=False, kind="stable").head(5)
     vias = near["via"].tolist()
     product = lambda asin, size: shop.pictures.product(asin, size)
-    cards = [{**product(m.match, 144), "score": f"{m.score:.2f}", "matching": m.decision == "matching", "number": _number(m.via, vias),
+    list(map_ahead(lambda job: shop.pictures.uri(*job), [*((v, 64) for v in vias), *((asin, 144) for asin in selection["match"])]))  # several at a time
+    cards = [{**product(m.match, 144), "score": f"{m.score:.2f}", "decision": m.decision, "number": _number(m.via, vias),
               "via": product(m.via, 64) if isinstance(m.via, str) else None} for m in selection.itertuples()]
     nearest = [{**product(v, 64), "number": i + 1, "similarity": f"{s:.2f}"} for i, (v, s) in enumerate(zip(vias, near["similarity"]))]
     return _render("cards", heading=heading, query=query, near=nearest, matches=cards, words=selection_words(selection, len(matches)))
@@ -453,3 +471,29 @@ def suggest_outfit(
         weights = .75**np.arange(len(candidates))
         look[part] = candidates[int(np.searchsorted(np.cumsum(weights/weights.sum()), chance*.999999))]
     return {part: look[part] for part in parts if part in look}
+
+# %% ../nbs/11a_cards.ipynb #c4a0d569
+def compare_neighbours(
+    shop:Shop,     # the products
+    vectors:dict,  # {encoder's name: (n, d) embeddings}
+    product,       # asin
+    k:int=6,       # neighbours of each
+) -> pd.DataFrame: # encoder, match, similarity, common (whether every encoder found it)
+    "The nearest products of one product under each encoder"
+    found = []
+    for name, X in vectors.items():
+        if len(X) != len(shop.catalogue): raise FitmatchError(f"{len(X)} embeddings of {name} for {len(shop.catalogue)} products: embed this catalogue with it")
+        table = look_alikes(replace(shop, X=X), X[[shop.row[product]]], product, most=k)
+        found.append(pd.DataFrame({"encoder": name, "match": table["match"], "similarity": table["similarity"]}))
+    found = pd.concat(found, ignore_index=True)
+    return found.assign(common=found["match"].map(found.groupby("match")["encoder"].nunique()) == len(vectors))
+
+def comparison_html(
+    shop:Shop,          # the products
+    table:pd.DataFrame, # of `compare_neighbours`
+) -> str: # a part of a page, without style
+    "A row of neighbours for each encoder"
+    common = {asin: i + 1 for i, asin in enumerate(table.loc[table["common"], "match"].unique())}
+    rows = [strip_html([{**shop.pictures.product(m.match, 112), "number": common.get(m.match), "caption": f"{m.similarity:.2f}"} for m in own.itertuples()],
+                       f"{name}: {int(own['common'].sum())} of {len(own)} found by all") for name, own in table.groupby("encoder", sort=False)]
+    return "".join(rows)
