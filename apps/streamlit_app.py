@@ -4,11 +4,10 @@ import os
 import pandas as pd
 import streamlit as st
 from fitmatch.cards import (PARTS_OF_A_LOOK, accept_photo, ask, cards_html, cards_style, choose, csv_link, find_products, measure_thresholds, notice, open_shop, photo_vector,
-                            reproducing_code, strip_html, suggest_outfit, threshold_chart, threshold_words)
-from fitmatch.catalogue import FitmatchError
+                            reproducing_code, strip_html, suggest_outfit, threshold_words)
+from fitmatch.catalogue import FitmatchError, select
 from fitmatch.evaluate import evaluate_matching, matching_task
 from fitmatch.explore import catalogue_map, cluster, map_html, reduce, sample_rows, thumbnails
-from fitmatch.catalogue import select
 from fitmatch.images import data_uri, thumbnail
 from fitmatch.pipeline import n_clusters
 from fitmatch.prepare import read_notes
@@ -69,8 +68,7 @@ def matches_page(shop, curves):
         matches = ask(shop, product, photo=vector, matcher=matcher, k=k)
         choice = dict(threshold=threshold, category=category, diversity=diversity, n=12)
         selection = choose(shop, matches, **choice)
-        if shop.matchers: st.html(threshold_chart(curves[matcher], threshold) + strip_words(threshold_words(curves[matcher], threshold)))
-        else: st.html(strip_words(shop.note))
+        st.html(strip_words(threshold_words(curves[matcher], threshold) if shop.matchers else shop.note))
         st.html(cards_style() + cards_html(shop, query, matches, selection, "Your photo" if name else "You asked about"))
         st.html(csv_link(selection))
         with st.expander("show me the code"): st.code(reproducing_code(shop, product, name, matcher, k, **choice), language="python")
@@ -99,7 +97,8 @@ def outfit_page(shop, curves):
 
 def map_page(shop, curves):
     "Every product where its picture puts it"
-    st.iframe(the_map(shop), height=620) if hasattr(st, "iframe") else st.components.v1.html(the_map(shop), height=620, scrolling=True)
+    if hasattr(st, "iframe"): st.iframe(the_map(shop), height=620)
+    else: st.components.v1.html(the_map(shop), height=620, scrolling=True)
 
 
 def scoreboard_page(shop, curves):
@@ -108,7 +107,10 @@ def scoreboard_page(shop, curves):
     if notes.get("scoreboard"): st.dataframe(pd.DataFrame(notes["scoreboard"]), hide_index=True)
     try: st.dataframe(the_scores(shop), hide_index=True)
     except FitmatchError as e: st.html(notice(e))
-    for name, curve in curves.items(): st.html(strip_words(name) + threshold_chart(curve, .5, 560, 220) + strip_words(threshold_words(curve, .5)))
+    for name, curve in curves.items():
+        st.html(strip_words(f"{name}: what a threshold buys"))
+        if isinstance(curve, str): st.html(strip_words(threshold_words(curve, .5)))
+        else: st.line_chart(curve[curve["suggested"] >= 10], x="threshold", y=["precision", "recall"], color=["#2f86c4", "#d0691c"], height=280)
 
 
 PAGES = {"Matches": matches_page, "Outfit": outfit_page, "Map": map_page, "Scoreboard": scoreboard_page}

@@ -304,7 +304,7 @@ def serving(
     if find_spec(name) is None: raise FitmatchError(f"the app needs {name}: type pip install 'fitmatch[app]'")
     if streamlit:
         return [sys.executable, "-m", "streamlit", "run", str(pages/"streamlit_app.py"), f"--server.address={host}", f"--server.port={port or 8501}",
-                f"--server.headless={str(not browser).lower()}", "--server.maxUploadSize=25", "--browser.gatherUsageStats=false"], {}
+                f"--server.headless={str(not browser).lower()}", "--server.maxUploadSize=25", "--browser.gatherUsageStats=false", "--client.toolbarMode=viewer"], {}
     shared = os.pathsep.join([str(pages/"share"), *filter(None, [os.environ.get("JUPYTER_PATH")])])
     return [sys.executable, "-m", "voila", str(pages/"match_demo.ipynb"), "--template=fitmatch", f"--Voila.ip={host}", f"--port={port or 8866}", "--VoilaConfiguration.allow_theme_override=YES",
             "--preheat_kernel=True", "--pool_size=1", *([] if browser else ["--no-browser"])], {"JUPYTER_PATH": shared}
