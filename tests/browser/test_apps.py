@@ -79,7 +79,8 @@ def test_jupyterlab(browser, hostile_workspace, photo, tmp_path, figure):
     folders = dict(JUPYTER_CONFIG_DIR=tmp_path/"config", JUPYTERLAB_SETTINGS_DIR=tmp_path/"settings", JUPYTERLAB_WORKSPACES_DIR=tmp_path/"workspaces")
     with served(command, f"http://127.0.0.1:{port}/api?token=t", tmp_path/"lab.log", FITMATCH_WORKSPACE=hostile_workspace, **folders):
         page = visit(browser, f"http://127.0.0.1:{port}/lab/tree/match_demo.ipynb?token=t&reset", ready=".jp-Notebook .jp-Cell")
-        page.wait_for_selector("text=Kernel status: Idle", state="attached", timeout=60_000)
+        page.wait_for_selector("text=/Python 3.*\\| Idle/", timeout=60_000)
+        page.wait_for_timeout(1500)                                         # a click before this gets a dialog that asks for a kernel
         run_all_cells(page)
         snap(page, "lab")
         figure(f"JupyterLab: ten steps of the threshold until the cards have changed {play(page, photo, tmp_path):.2f} s")
