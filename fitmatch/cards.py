@@ -26,7 +26,7 @@ from .catalogue import Catalogue, FitmatchError, escape_formula, load_catalogue
 from .embed import EmbeddingStore, embed, encode_images
 from .encoders import Encoder, load_encoder
 from .evaluate import matching_task, training_part
-from .images import ImageRefused, check_images, map_ahead, open_image
+from .images import MAX_PIXELS, ImageRefused, check_images, map_ahead, open_image
 from .match import MATCH_COLUMNS, AlsoBuyMatcher
 from .prepare import read_notes
 from .report import Pictures
@@ -119,6 +119,7 @@ def accept_photo(
     try: return open_image(data, max_side=1024)
     except ImageRefused as e:
         detail = e.detail.replace("the picture", name, 1)
+        if "bomb" in detail: detail = f"{name} unpacks to more pixels than any photo has (at most {MAX_PIXELS//10**6} megapixels)"
         raise ImageRefused(e.reason, f"{detail}: {_ADVICE[e.reason]}" if e.reason in _ADVICE else detail) from None
 
 # %% ../nbs/11a_cards.ipynb #c4a0d516
