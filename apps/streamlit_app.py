@@ -3,7 +3,7 @@ import os
 
 import pandas as pd
 import streamlit as st
-from fitmatch.cards import (PARTS_OF_A_LOOK, accept_photo, ask, cards_html, cards_style, choose, csv_link, find_products, measure_thresholds, notice, open_shop, photo_vector,
+from fitmatch.cards import (accept_photo, ask, cards_html, cards_style, choose, csv_link, find_products, measure_thresholds, notice, open_shop, outfit_html, outfit_parts, photo_vector,
                             reproducing_code, strip_html, suggest_outfit, threshold_words)
 from fitmatch.catalogue import FitmatchError, select
 from fitmatch.evaluate import evaluate_matching, matching_task
@@ -83,16 +83,14 @@ def outfit_page(shop, curves):
     "A look, piece by piece"
     product = asked_product(shop, "outfit")
     row = shop.row[product]
-    own = shop.catalogue.products["ground_truth"].iat[row]
-    parts = tuple(part for part in PARTS_OF_A_LOOK if part not in {own, *{"dresses": ("tops", "bottoms")}.get(own, ("dresses",))})
+    parts = outfit_parts(shop, product)
     state = st.session_state
     if state.get("look-of") != product: state.update({"look-of": product, "look": {}, "roll": 0})
     kept = st.multiselect("keep", parts)
     if st.button("reroll the rest"): state["roll"] += 1
     locked = {part: asin for part, asin in state["look"].items() if part in kept}
     state["look"] = suggest_outfit(shop, shop.X[[row]], parts, locked, state["roll"])
-    piece = lambda asin, caption: {**shop.pictures.product(asin, 176), "caption": caption}
-    st.html(cards_style() + strip_html([piece(product, "you have"), *(piece(a, f"{part}, kept" if part in kept else part) for part, a in state["look"].items())], "A look, piece by piece", large=True))
+    st.html(cards_style() + outfit_html(shop, product, state["look"], kept))
 
 
 def map_page(shop, curves):

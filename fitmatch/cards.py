@@ -7,7 +7,7 @@ __all__ = ['MAX_UPLOAD', 'SELECTION', 'PARTS_OF_A_LOOK', 'Shop', 'workspace_enco
            'accept_photo', 'uploaded_files', 'photo_vector', 'look_alikes', 'ask', 'find_products', 'diversify',
            'choose', 'threshold_curve', 'held_out_scores', 'measure_thresholds', 'threshold_words', 'cards_style',
            'selection_words', 'cards_html', 'strip_html', 'threshold_chart', 'notice', 'csv_link', 'read_csv_link',
-           'reproducing_code', 'suggest_outfit', 'compare_neighbours', 'comparison_html']
+           'reproducing_code', 'outfit_parts', 'outfit_html', 'suggest_outfit', 'compare_neighbours', 'comparison_html']
 
 # %% ../nbs/11a_cards.ipynb #c4a0d504
 import base64
@@ -463,6 +463,30 @@ def reproducing_code(
 
 # %% ../nbs/11a_cards.ipynb #c4a0d563
 PARTS_OF_A_LOOK = ("tops", "bottoms", "dresses", "outerwear", "shoes", "accessories")
+
+def outfit_parts(
+    shop:Shop, # products with labels
+    product,   # asin of what one has
+    parts=None, # labels of the pieces; default: those of `PARTS_OF_A_LOOK` that the shop has, or its own labels where it has none of them
+) -> tuple: # labels, in order
+    "The pieces that go with a product: not another of its kind, and no dress beside a top or bottoms"
+    labels = shop.catalogue.products["ground_truth"]
+    used = set(labels.dropna())
+    parts = parts or ([part for part in PARTS_OF_A_LOOK if part in used] or [label for label in shop.catalogue.labels if label in used])
+    own = labels.iat[shop.row[product]]
+    out = {own, *{"dresses": ("tops", "bottoms"), "tops": ("dresses",), "bottoms": ("dresses",)}.get(own, ("dresses",))}
+    return tuple(part for part in parts if part not in out)
+
+def outfit_html(
+    shop:Shop,  # the products
+    product,    # asin of what one has
+    look:dict,  # {label: asin}
+    kept=(),    # labels that were locked
+) -> str: # a part of a page, without style
+    "A look, piece by piece"
+    piece = lambda asin, caption: {**shop.pictures.product(asin, 176), "caption": caption}
+    heading = "A look, piece by piece" if look else "No piece goes with it: a look needs products of several labels, and each label is a piece."
+    return strip_html([piece(product, "you have"), *(piece(asin, f"{part}, kept" if part in kept else part) for part, asin in look.items())], heading, large=True)
 
 def suggest_outfit(
     shop:Shop,       # products with labels

@@ -19,7 +19,7 @@ from IPython.display import display
 from ipywidgets import HTML, Button, Checkbox, Dropdown, FileUpload, FloatSlider, HBox, IntSlider, Layout, Text, ToggleButtons, VBox
 
 from .cards import (PARTS_OF_A_LOOK, Shop, accept_photo, ask, cards_html, cards_style, choose, compare_neighbours, comparison_html, csv_link, find_products, measure_thresholds, notice,
-                            photo_vector, reproducing_code, strip_html, suggest_outfit, threshold_chart, threshold_words, uploaded_files)
+                            outfit_html, outfit_parts, photo_vector, reproducing_code, strip_html, suggest_outfit, threshold_chart, threshold_words, uploaded_files)
 from .catalogue import FitmatchError
 from .explore import cluster, cluster_rows, cluster_scores, cluster_summary
 from .images import data_uri, thumbnail
@@ -215,14 +215,14 @@ class OutfitDemo(Demo):
     def __init__(self,
         shop:Shop,    # products with labels
         product=None, # asin to begin with
-        parts:tuple=PARTS_OF_A_LOOK, # labels of the pieces
+        parts:tuple|None=None, # labels of the pieces; default: as for `outfit_parts`
         suggest=None, # function of (vector (1, d), parts, locked {part: asin}, random_state) giving {part: asin}; default: `suggest_outfit`
     ):
         super().__init__()
-        self.shop, self.parts, self.roll, self.look = shop, tuple(parts), 0, {}
+        self.shop, self.parts, self.roll, self.look = shop, parts, 0, {}
         self.suggest = suggest or (lambda q, parts, locked, random_state: suggest_outfit(shop, q, parts, locked, random_state))
         self.picker, self.cards = ProductPicker(shop, self.pick), HTML(layout=_FULL)
-        self.locks = {part: Checkbox(description=f"keep {part}", indent=False, layout=Layout(width="auto", margin="0 14px 0 0")) for part in self.parts}
+        self.locks = {part: Checkbox(description=f"keep {part}", indent=False, layout=Layout(width="auto", margin="0 14px 0 0")) for part in dict.fromkeys([*(parts or []), *PARTS_OF_A_LOOK, *shop.catalogue.labels])}
         self.again = Button(description="reroll the rest", icon="random", tooltip="draw all pieces that are not kept", layout=Layout(width="auto"))
         self.again.on_click(self.reroll)
         self.ui.children = (self.picker.ui, _row(*self.locks.values(), self.again), self.message, self.cards)
@@ -239,11 +239,9 @@ class OutfitDemo(Demo):
         self.roll += 1
         self.redraw()
 
-    def wanted(self) -> tuple: # the parts that go with this product: not its own, and no dress beside a top or bottoms
+    def wanted(self) -> tuple: # labels
         "The pieces of the look"
-        own = self.shop.catalogue.products["ground_truth"].iat[self.shop.row[self.product]]
-        out = {own, *{"dresses": ("tops", "bottoms")}.get(own, ("dresses",))}
-        return tuple(part for part in self.parts if part not in out)
+        return outfit_parts(self.shop, self.product, self.parts)
 
     def draw(self):
         "A piece for each part"
@@ -254,9 +252,7 @@ class OutfitDemo(Demo):
 
     def picture(self) -> str: # a part of a page
         "The product and its look"
-        piece = lambda asin, caption: {**self.shop.pictures.product(asin, 176), "caption": caption}
-        kept = lambda part: f"{part}, kept" if self.locks[part].value else part
-        return strip_html([piece(self.product, "you have"), *(piece(asin, kept(part)) for part, asin in self.look.items())], "A look, piece by piece", large=True)
+        return outfit_html(self.shop, self.product, self.look, [part for part, lock in self.locks.items() if lock.value])
 
 # %% ../nbs/12_widgets.ipynb #d5b0e640
 class ClusterBrowser(Demo):

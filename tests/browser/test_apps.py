@@ -119,16 +119,18 @@ def test_streamlit(browser, hostile_workspace, photo, tmp_path):
         for _ in range(10): slider.press("PageUp")
         strict = settled(page, first)
         assert sum("✓ matching" in text for text in strict) < sum("✓ matching" in text for text in first)
+        page.wait_for_timeout(1000)                                         # ten steps of the slider are ten runs of the page
         page.locator("input[type=file]").set_input_files(photo)
         page.wait_for_selector(".fm-step:visible:has-text('Your photo')")
         snap(page, "streamlit-matches")
         (tmp_path/"notes.jpg").write_bytes(b"no picture")
         page.locator("input[type=file]").set_input_files(tmp_path/"notes.jpg")
         page.wait_for_selector("[role=alert]:has-text('not a picture')")
-        for name, ready in (("Outfit", "text=you have"), ("Scoreboard", "canvas"), ("Map", "iframe")):
+        for name, ready in (("Outfit", "text=A look, piece by piece"), ("Scoreboard", "[data-testid=stVegaLiteChart]"), ("Map", "iframe")):
             page.locator("[role=radiogroup] label", has_text=name).click()
             page.wait_for_selector(ready, timeout=60_000)
             if name == "Map": page.frame_locator("iframe").locator(".fm-map[data-drawn]").wait_for(timeout=60_000)
+            page.locator("[data-stale=true]").wait_for(state="detached")
             page.wait_for_timeout(500)
             snap(page, f"streamlit-{name.lower()}")
         assert_harmless(page)
