@@ -68,7 +68,7 @@ def matches_page(shop, curves):
         matches = ask(shop, product, photo=vector, matcher=matcher, k=k)
         choice = dict(threshold=threshold, category=category, diversity=diversity, n=12)
         selection = choose(shop, matches, **choice)
-        st.html(strip_words(threshold_words(curves[matcher], threshold) if shop.matchers else shop.note))
+        st.html(strip_words(threshold_words(curves[matcher] if shop.matchers else shop.note, threshold)))
         st.html(cards_style() + cards_html(shop, query, matches, selection, "Your photo" if name else "You asked about"))
         st.html(csv_link(selection))
         with st.expander("show me the code"): st.code(reproducing_code(shop, product, name, matcher, k, **choice), language="python")

@@ -467,12 +467,13 @@ PARTS_OF_A_LOOK = ("tops", "bottoms", "dresses", "outerwear", "shoes", "accessor
 def outfit_parts(
     shop:Shop, # products with labels
     product,   # asin of what one has
-    parts=None, # labels of the pieces; default: those of `PARTS_OF_A_LOOK` that the shop has, or its own labels where it has none of them
+    parts=None, # labels of the pieces; default: those of `PARTS_OF_A_LOOK`, or the shop's own labels where most of those are others
 ) -> tuple: # labels, in order
     "The pieces that go with a product: not another of its kind, and no dress beside a top or bottoms"
     labels = shop.catalogue.products["ground_truth"]
     used = set(labels.dropna())
-    parts = parts or ([part for part in PARTS_OF_A_LOOK if part in used] or [label for label in shop.catalogue.labels if label in used])
+    known = [part for part in PARTS_OF_A_LOOK if part in used]
+    parts = parts or (known if 2*len(known) >= len(used) else [label for label in shop.catalogue.labels if label in used])
     own = labels.iat[shop.row[product]]
     out = {own, *{"dresses": ("tops", "bottoms"), "tops": ("dresses",), "bottoms": ("dresses",)}.get(own, ("dresses",))}
     return tuple(part for part in parts if part not in out)

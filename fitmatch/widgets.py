@@ -159,7 +159,7 @@ class _MatchPage(Demo):
 
     def worth(self) -> str: # a part of a page
         "What the threshold buys, in words and as a chart; why nothing is matched, where that is so"
-        if not self.shop.matchers: return f'<p style="white-space:normal;line-height:1.4">{escape(self.shop.note)}</p>'
+        if not self.shop.matchers: return f'<p style="white-space:normal;line-height:1.4">{escape(threshold_words(self.shop.note or "this shop has no matcher", 0))}</p>'
         curve, at = self.curves.get(self.controls.matcher.value, "precision is not measured for this matcher"), self.controls.threshold.value
         words = f'<span style="flex:1 1 220px;max-width:46em;white-space:normal;line-height:1.45">{escape(threshold_words(curve, at))}</span>'
         return f'<div style="display:flex;flex-wrap:wrap;gap:4px 18px;align-items:center">{threshold_chart(curve, at)}{words}</div>'

@@ -239,9 +239,16 @@ def test_a_shop_without_purchases_or_labels_shows_what_looks_alike(shop):
     products = shop.catalogue.products.assign(also_buy=[[] for _ in range(len(shop.catalogue))], ground_truth=None)
     bare = Shop(replace(shop.catalogue, products=products), shop.X, {}, note="nobody has said what goes with what")
     demo, outfit, clusters, thresholds = MatchDemo(bare), OutfitDemo(bare), ClusterBrowser(bare), ThresholdExplorer(bare)
-    assert "Looks like it" in demo.cards.value and bare.note in demo.gain.value and all(d.message.value == "" for d in (demo, outfit, clusters, thresholds))
+    assert "Looks like it" in demo.cards.value and bare.note[1:] in demo.gain.value and all(d.message.value == "" for d in (demo, outfit, clusters, thresholds))
     exec(demo.code(), space := {"shop": bare})
     assert space["selection"].equals(demo.selection)
+
+
+def test_a_look_of_the_shops_own_labels(shop):
+    products = shop.catalogue.products.assign(ground_truth=["skirt", "t-shirt", "shoes", "hat"]*15)
+    own = Shop(replace(shop.catalogue, products=products, labels=("hat", "shoes", "skirt", "t-shirt")), shop.X, shop.matchers)
+    look = OutfitDemo(own, product=shop.catalogue.products["asin"][0]).look
+    assert list(look) == ["hat", "shoes", "t-shirt"] and all(products["ground_truth"][own.row[asin]] == part for part, asin in look.items())
 
 
 def test_a_tiny_shop(shop):
