@@ -969,4 +969,5 @@ d = { 'settings': { 'branch': 'main',
                                   'fitmatch.widgets._row': ('widgets.html#_row', 'fitmatch/widgets.py'),
                                   'fitmatch.widgets._slider': ('widgets.html#_slider', 'fitmatch/widgets.py'),
                                   'fitmatch.widgets.in_words': ('widgets.html#in_words', 'fitmatch/widgets.py'),
+                                  'fitmatch.widgets.plain': ('widgets.html#plain', 'fitmatch/widgets.py'),
                                   'fitmatch.widgets.threshold_for': ('widgets.html#threshold_for', 'fitmatch/widgets.py')}}}

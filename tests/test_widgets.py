@@ -97,6 +97,21 @@ def test_hostile_text_adds_no_element_and_no_attribute(shop, hostile):
     assert sum("&lt;" in page for page in bad.values()) > 6, "the attacks are shown as text"
 
 
+def descriptions(widget):
+    "Every description below a widget"
+    if hasattr(widget, "description"): yield widget.description
+    for child in getattr(widget, "children", ()): yield from descriptions(child)
+
+
+def test_descriptions_are_text_under_either_ipywidgets(hostile):
+    "ipywidgets 7 puts a description into the page as HTML"
+    import ipywidgets
+    outfit = OutfitDemo(hostile, parts=hostile.catalogue.labels)
+    texts = [text for demo in (outfit, MatchDemo(hostile, curves={}), ClusterBrowser(hostile)) for text in descriptions(demo.ui)]
+    shown = [text for text in texts if text.startswith("keep tops")]
+    assert len(shown) == 1 and (("<script>" in shown[0]) if ipywidgets.__version__ >= "8" else ("&lt;script&gt;" in shown[0] and not any("<" in text for text in texts)))
+
+
 @pytest.mark.parametrize("payload", HOSTILE)
 def test_names_of_files_are_text(drawn, payload):
     demo = MatchDemo(drawn, curves={})
