@@ -23,7 +23,7 @@ setup(
     license_files=["LICENSE"],
     keywords=cfg["keywords"].split(),
     packages=find_packages(include=["fitmatch", "fitmatch.*"]),
-    package_data={"fitmatch": ["weights/*.safetensors", "weights/*.json", "weights/*.md", "*.json"]},
+    package_data={"fitmatch": ["weights/*.safetensors", "weights/*.json", "weights/*.md", "*.json", "apps/*.ipynb", "apps/*.py", "apps/share/voila/templates/fitmatch/*"]},
     python_requires=">=" + cfg["min_python"],
     install_requires=cfg["requirements"].split(),
     extras_require={key.removesuffix("_requirements"): cfg[key].split() for key in cfg if key.endswith("_requirements")},

@@ -8,7 +8,8 @@ __all__ = ['app', 'evaluate_app', 'JsonFlag', 'EncoderName', 'WeightsFile', 'Dat
            'export_command', 'fetch_command', 'describe_download', 'parse_hosts', 'download_command', 'match_command',
            'evaluate_images_command', 'encoders_command', 'describe_benchmark', 'evaluate_fashionvc_command',
            'evaluate_wardrobe_command', 'evaluate_indico_command', 'evaluate_amazon_graph_command', 'parse_seeds',
-           'describe_training', 'train_encoder_command', 'run_command_line', 'main']
+           'describe_training', 'train_encoder_command', 'serving', 'exposure', 'app_command', 'run_command_line',
+           'main']
 
 # %% ../nbs/14_cli.ipynb #93d00da7
 import json
@@ -354,6 +355,54 @@ def train_encoder_command(
     given = dict(network=network, size=size, views=views, epochs=epochs, random_state=random_state, wardrobes=parse_seeds(wardrobes))
     notes = train_encoder_files(data, out, Recipe(**{k: v for k, v in given.items() if v is not None}), teacher, work)
     _print_json(notes) if as_json else print(describe_training(notes, out))
+
+# %% ../nbs/14_cli.ipynb #e6c00002
+def serving(
+    streamlit:bool, # Streamlit, else Voila
+    host:str,       # address to listen at
+    port:int|None,  # default: 8501 for Streamlit, 8866 for Voila
+    browser:bool,   # open a window
+) -> tuple: # (what to run, {variable: value} for it)
+    "The server's command line. Raises `FitmatchError` where it is not installed"
+    from importlib.util import find_spec
+    from fitmatch.catalogue import FitmatchError
+    pages, name = Path(__file__).parent/"apps", "streamlit" if streamlit else "voila"
+    if find_spec(name) is None: raise FitmatchError(f"the app needs {name}: type pip install 'fitmatch[app]'")
+    if streamlit:
+        return [sys.executable, "-m", "streamlit", "run", str(pages/"streamlit_app.py"), f"--server.address={host}", f"--server.port={port or 8501}",
+                f"--server.headless={str(not browser).lower()}", "--server.maxUploadSize=25", "--browser.gatherUsageStats=false", "--client.toolbarMode=viewer"], {}
+    shared = os.pathsep.join([str(pages/"share"), *filter(None, [os.environ.get("JUPYTER_PATH")])])
+    return [sys.executable, "-m", "voila", str(pages/"match_demo.ipynb"), "--template=fitmatch", f"--Voila.ip={host}", f"--port={port or 8866}", "--VoilaConfiguration.allow_theme_override=YES",
+            "--preheat_kernel=True", "--pool_size=1", *([] if browser else ["--no-browser"])], {"JUPYTER_PATH": shared}
+
+def exposure(
+    host:str, # as it was typed
+) -> str: # a sentence; empty for this machine alone
+    "Who else can see the app"
+    if host in ("localhost", "::1") or host.startswith("127."): return ""
+    return f"listening at {host}: everyone who reaches this machine can see the whole catalogue and send photos to it; there is no password and no encryption"
+
+# %% ../nbs/14_cli.ipynb #e6c00005
+@app.command("app")
+def app_command(
+    workspace: Annotated[Optional[Path], typer.Option("--workspace", help="A folder that 'fitmatch run' or 'fitmatch demo' made; without it the bundled wardrobe.")] = None,
+    streamlit: Annotated[bool, typer.Option("--streamlit", help="The Streamlit pages: matches, outfit, map and scoreboard.")] = False,
+    host: Annotated[str, typer.Option("--host", help="Where to listen; other than this machine alone is said so.")] = "127.0.0.1",
+    port: Annotated[Optional[int], typer.Option("--port", min=1, max=65535, help="Default: 8866, with --streamlit 8501.")] = None,
+    no_browser: Annotated[bool, typer.Option("--no-browser", help="Open no window.")] = False,
+):
+    "Open the demo in a browser: bring a photo, see what goes with it."
+    import subprocess
+    command, variables = serving(streamlit, host, port, not no_browser)
+    if workspace is not None:
+        from fitmatch.cards import check_workspace
+        variables["FITMATCH_WORKSPACE"] = str(check_workspace(workspace).resolve())
+    if exposure(host): print(f"fitmatch: {exposure(host)}", file=sys.stderr, flush=True)
+    shown = f"[{host}]" if ":" in host else host
+    print(f"http://{shown}:{port or (8501 if streamlit else 8866)}  (the first page takes some seconds; Ctrl-C ends it)", flush=True)
+    variables = {**{k: v for k, v in os.environ.items() if k != "FITMATCH_WORKSPACE"}, **variables}
+    if os.name == "posix": os.execve(command[0], command, variables)  # the server takes our place: a signal reaches it, and nothing is left behind
+    raise typer.Exit(subprocess.run(command, env=variables).returncode)
 
 # %% ../nbs/14_cli.ipynb #63d35569
 def run_command_line(

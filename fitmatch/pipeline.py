@@ -21,6 +21,7 @@ import pyarrow as pa
 
 from . import __version__
 from .benchmarks import compatibility_scorer
+from .cards import workspace_encoder
 from .catalogue import Catalogue, FitmatchError, load_catalogue, place_file, save_catalogue, select, write_table
 from .classify import CategoryClassifier, accuracy_interval, split_for_training
 from .embed import EmbeddingStore, embed, encode_images
@@ -306,14 +307,6 @@ def _matching_summary(matched) -> dict:
     return dict(**rule, learned=learned, n=int(matched["table"]["n"].iloc[0]), threshold=matched["threshold"], negatives="same category", leaks=len(matched["leaks"]), baselines=rows)
 
 # %% ../nbs/13_pipeline.ipynb #46d59120
-def _workspace_encoder(workspace:Path, notes:dict) -> Encoder:
-    "The encoder a workspace was made with; refused when its weights have changed"
-    kept = workspace/"models"/"encoder.safetensors"
-    encoder = load_encoder(notes["encoder"], weights=kept if kept.is_file() else None)
-    if encoder.weights_sha256 != notes["weights_sha256"]:
-        raise FitmatchError(f"{workspace} was made with {notes['encoder']} of weights {notes['weights_sha256'][:12]}; here are weights {encoder.weights_sha256[:12]}: run it again into another folder")
-    return encoder
-
 def _encode_photos(encoder, photos) -> tuple:
     "(vectors of the good photos, names of the good photos, {photo: why it was refused})"
     vectors, good, refused = [], [], {}
@@ -337,7 +330,7 @@ def match_photos(
     if not notes: raise FitmatchError(f"{workspace} has no run.json: its run was not finished; run it again with 'fitmatch run SOURCE --out {workspace}'")
     if matcher not in ("rule", "learned"): raise FitmatchError(f"--matcher {matcher}: type rule or learned")
     if not 1 <= k <= len(catalogue): raise FitmatchError(f"-k {k}: give a number from 1 to {len(catalogue)}, the products of {workspace}")
-    encoder = _workspace_encoder(workspace, notes)
+    encoder = workspace_encoder(workspace, notes)
     Q, good, refused = _encode_photos(encoder, photos)
     X = embed(catalogue, encoder, EmbeddingStore(workspace, encoder), progress=False)
     similarity, index = NearestItems(n_neighbors=k).fit(X).kneighbors(Q) if good else (np.empty((0, k)), np.empty((0, k), int))

@@ -86,7 +86,7 @@ def test_match_with_also_buy(demo_run):
 
 def test_help_is_quick_and_complete():
     done = fitmatch("--help")
-    assert done.returncode == 0 and all(name in done.stdout for name in ("demo", "run", "match", "evaluate", "encoders"))
+    assert done.returncode == 0 and all(name in done.stdout for name in ("demo", "run", "match", "evaluate", "encoders", "app"))
 
 
 # Bad input, one by one
@@ -237,3 +237,48 @@ def test_an_encoder_of_ones_own(tmp_path, photo_folder):
 def test_mistakes_of_a_training(photo_folder, tmp_path, options, says):
     assert says in mistake("train-encoder", "--data", photo_folder, "--out", tmp_path/"x.safetensors", "--work", tmp_path/"w", *options)
     assert not (tmp_path/"x.safetensors").exists()
+
+
+# The app: what is started, for whom, and what is said
+
+@pytest.fixture
+def started(monkeypatch):
+    "What the command would have become"
+    import os
+    calls = []
+    monkeypatch.setattr(os, "execve", lambda file, command, variables: calls.append((command, variables)) or sys.exit(0))
+    monkeypatch.delenv("FITMATCH_WORKSPACE", raising=False)
+    return calls
+
+
+def app(*arguments):
+    from fitmatch.cli import run_command_line
+    with pytest.raises(SystemExit): run_command_line(["app", *map(str, arguments)])
+
+
+@pytest.mark.parametrize("flags, address", [((), "--Voila.ip=127.0.0.1"), (("--streamlit",), "--server.address=127.0.0.1")])
+def test_app_listens_to_this_machine_only(started, capsys, monkeypatch, flags, address):
+    monkeypatch.setenv("FITMATCH_WORKSPACE", "left over")
+    app(*flags)
+    command, variables = started[0]
+    assert address in command and Path(command[3] if not flags else command[4]).is_file() and "FITMATCH_WORKSPACE" not in variables
+    said = capsys.readouterr()
+    assert "http://127.0.0.1:" in said.out and said.err == ""
+
+
+def test_app_says_when_others_can_see_it(started, capsys):
+    app("--host", "0.0.0.0", "--port", "9000", "--no-browser")
+    assert "--Voila.ip=0.0.0.0" in started[0][0] and "--no-browser" in started[0][0]
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "everyone who reaches this machine" in said and "0.0.0.0" in said
+
+
+def test_app_without_its_server(capsys, monkeypatch):
+    import importlib.util
+    from fitmatch.cli import run_command_line
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert run_command_line(["app"]) == 2 and "pip install 'fitmatch[app]'" in capsys.readouterr().err
+
+
+def test_app_of_no_workspace(tmp_path):
+    assert "is no fitmatch workspace" in mistake("app", "--workspace", tmp_path)

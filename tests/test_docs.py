@@ -62,6 +62,12 @@ def outputs(notebook):
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=NAMES)
+def test_notebooks_hold_no_widget_state(notebook):
+    "It is large, differs from run to run, and shows nothing that a static picture does not"
+    assert "widgets" not in json.loads(notebook.read_text(encoding="utf-8"))["metadata"], "execute with --ExecutePreprocessor.store_widget_state=False"
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=NAMES)
 def test_stored_outputs_can_be_published(notebook):
     assert notebook.stat().st_size < 1_000_000
     for cell, output in outputs(notebook):

@@ -1,0 +1,81 @@
+"""Servers that end with the test, and pages that note what they should not do"""
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+ARTEFACTS = ROOT/"tests"/"artefacts"
+COMMAND = [sys.executable, "-c", "from fitmatch.cli import main; main()"]
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+@contextmanager
+def served(command, url, log, **variables):
+    "A server that answers at `url`; ended with everything it started"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **{k: str(v) for k, v in variables.items()}}
+    with open(log, "wb") as out: server = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment, start_new_session=True, cwd=Path(log).parent)
+    try:
+        for _ in range(240):
+            if server.poll() is not None: pytest.fail(f"the server ended: {Path(log).read_text()[-2000:]}")
+            try: urllib.request.urlopen(url, timeout=2).close(); break
+            except OSError: time.sleep(.25)
+        else: pytest.fail(f"no answer at {url}: {Path(log).read_text()[-2000:]}")
+        yield server
+    finally:
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            try: os.killpg(server.pid, number)
+            except ProcessLookupError: break
+            try: server.wait(10)
+            except subprocess.TimeoutExpired: continue
+
+
+def visit(browser, url, width=1280, scheme="light", ready=".fm-tiles figure", timeout=90_000):
+    "A page with its cards; `seen` notes dialogs, errors and whoever else was asked for something"
+    page = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, has_touch=width < 500).new_page()
+    page.seen = []
+    page.on("dialog", lambda d: (page.seen.append(f"dialog {d.message}"), d.dismiss()))
+    page.on("pageerror", lambda e: page.seen.append(str(e)))
+    page.on("console", lambda m: page.seen.append(m.text) if m.type == "error" else None)
+    page.on("request", lambda r: None if r.url.startswith(("data:", "blob:", "about:")) or "//127.0.0.1:" in r.url else page.seen.append(r.url))
+    page.goto(url)
+    if ready: page.wait_for_selector(ready, timeout=timeout)
+    return page
+
+
+def snap(page, name):
+    "A screenshot among the artefacts"
+    ARTEFACTS.mkdir(exist_ok=True)
+    page.screenshot(path=ARTEFACTS/f"{name}.png", full_page=True)
+
+
+def cards(page): return page.locator(".fm-tiles figure:visible").evaluate_all("all => all.map(e => e.innerText + (e.querySelector('img') || {}).src)")
+
+
+def settled(page, before, timeout=20_000):
+    "The cards, once they are others than `before`"
+    end = time.time() + timeout/1000
+    while time.time() < end:
+        now = cards(page)
+        if now and now != before: return now
+        page.wait_for_timeout(50)
+    raise AssertionError("the cards stayed as they were")
+
+
+def assert_harmless(page):
+    "No dialog, no error, nobody asked, no markup out of a text"
+    page.wait_for_timeout(300)
+    assert page.seen == [] and page.evaluate("window.PWNED") is None
+    assert page.locator(".fm-cards script, .fm-cards iframe, .fm-cards svg, .fm-cards input, .fm-cards a, .fm-cards [onerror], .fm-cards [onmouseover], .fm-cards [onload]").count() == 0

@@ -1,0 +1,139 @@
+"""The demos as people meet them: JupyterLab, Voila and Streamlit, with a shop whose every text is an attack"""
+import importlib.util
+import shutil
+import sys
+import time
+
+import pytest
+from servers import COMMAND, ROOT, assert_harmless, cards, free_port, served, settled, snap, visit
+
+
+def needs(*modules):
+    for name in modules:
+        if importlib.util.find_spec(name) is None: pytest.skip(f"{name} is not installed: pip install 'fitmatch[app]'")
+
+
+def drop(page, path):
+    "Drops a file on the field beside the button, as a hand would"
+    data = list(path.read_bytes())
+    transfer = page.evaluate_handle("([bytes, name]) => { const t = new DataTransfer(); t.items.add(new File([new Uint8Array(bytes)], name, {type: 'image/jpeg'})); return t; }", [data, path.name])
+    page.locator("[ondrop]").dispatch_event("drop", {"dataTransfer": transfer})
+
+
+def upload(page, path):
+    with page.expect_file_chooser() as chooser: page.get_by_role("button", name="upload a photo").click()
+    chooser.value.set_files(path)
+
+
+def play(page, photo, tmp_path):
+    "Moves the sliders, brings photos, takes the selection away: each time the page must follow"
+    first = cards(page)
+    assert len(first) == 12 and any("✓ matching" in text for text in first)
+    handle = page.locator(".widget-slider", has_text="threshold").locator(".noUi-handle")
+    handle.focus()
+    begin = time.perf_counter()
+    for _ in range(10): handle.press("PageUp")
+    strict = settled(page, first)
+    seconds = time.perf_counter() - begin
+    assert sum("✓ matching" in text for text in strict) < sum("✓ matching" in text for text in first)
+    page.locator("select").nth(1).select_option(index=2)
+    shown = settled(page, strict)
+    page.locator("select").nth(1).select_option(index=0)
+    settled(page, shown)
+    upload(page, photo)
+    page.wait_for_selector(".fm-step:visible:has-text('Your photo')")
+    by_button = cards(page)
+    page.get_by_role("button", name="another one").click()
+    page.wait_for_selector(".fm-step:visible:has-text('You asked about')")
+    drop(page, photo)
+    page.wait_for_selector(".fm-step:visible:has-text('Your photo')")
+    assert cards(page) == by_button
+    (tmp_path/"notes.jpg").write_bytes(b"this is no picture, whatever its name says")
+    upload(page, tmp_path/"notes.jpg")
+    page.wait_for_selector("[role=alert]:has-text('not a picture')")
+    assert cards(page) == by_button
+    with page.expect_download() as download: page.get_by_text("download as CSV").click()
+    assert len(download.value.path().read_text(encoding="utf-8-sig").splitlines()) == len(by_button) + 1
+    page.get_by_label("show me the code").check()
+    page.wait_for_selector("pre:has-text('open_shop')")
+    return seconds
+
+
+def run_all_cells(page):
+    "Runs the notebook from the menu; the menu is sometimes drawn before it does anything"
+    for _ in range(3):
+        page.get_by_role("menuitem", name="Run", exact=True).click()
+        page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+        page.wait_for_timeout(1500)
+        if page.locator(".jp-InputPrompt", has_text="*").count() or cards(page): break
+    page.wait_for_selector(".fm-tiles figure", state="visible", timeout=60_000)
+
+
+def test_jupyterlab(browser, hostile_workspace, photo, tmp_path, figure):
+    needs("jupyterlab")
+    root, news, port = tmp_path/"notebooks", tmp_path/"settings"/"@jupyterlab"/"apputils-extension", free_port()
+    for folder in (root, news): folder.mkdir(parents=True)
+    shutil.copy(ROOT/"apps"/"match_demo.ipynb", root)
+    (news/"notification.jupyterlab-settings").write_text('{"fetchNews": "false", "checkForUpdates": false}')
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ServerApp.token=t", f"--ServerApp.port={port}", f"--ServerApp.root_dir={root}", "--LabApp.extension_manager=readonly"]
+    folders = dict(JUPYTER_CONFIG_DIR=tmp_path/"config", JUPYTERLAB_SETTINGS_DIR=tmp_path/"settings", JUPYTERLAB_WORKSPACES_DIR=tmp_path/"workspaces")
+    with served(command, f"http://127.0.0.1:{port}/api?token=t", tmp_path/"lab.log", FITMATCH_WORKSPACE=hostile_workspace, **folders):
+        page = visit(browser, f"http://127.0.0.1:{port}/lab/tree/match_demo.ipynb?token=t&reset", ready=".jp-Notebook .jp-Cell")
+        page.wait_for_selector("text=/Python 3.*\\| Idle/", timeout=60_000)
+        page.wait_for_timeout(1500)                                         # a click before this gets a dialog that asks for a kernel
+        run_all_cells(page)
+        snap(page, "lab")
+        figure(f"JupyterLab: ten steps of the threshold until the cards have changed {play(page, photo, tmp_path):.2f} s")
+        static = "div[class^=fm-][class$=-static]"                          # a picture for when there is no kernel
+        assert page.locator(static).count() == 1 and not page.locator(static).is_visible()
+        assert_harmless(page)
+
+
+def test_voila(browser, hostile_workspace, photo, tmp_path, figure):
+    needs("voila")
+    port = free_port()
+    command = [*COMMAND, "app", "--workspace", str(hostile_workspace), "--port", str(port), "--no-browser"]
+    with served(command, f"http://127.0.0.1:{port}/voila/static/voila.js", tmp_path/"voila.log"):
+        page = visit(browser, f"http://127.0.0.1:{port}/")
+        page.wait_for_timeout(500)
+        snap(page, "voila")
+        figure(f"Voila: ten steps of the threshold until the cards have changed {play(page, photo, tmp_path):.2f} s")
+        assert_harmless(page)
+        phone = visit(browser, f"http://127.0.0.1:{port}/?theme=dark", width=390, scheme="dark")
+        phone.wait_for_timeout(500)
+        snap(phone, "voila-phone-dark")
+        assert phone.evaluate("document.documentElement.scrollWidth") == 390
+        ink = phone.locator(".fm-cards").first.evaluate("e => getComputedStyle(e).color.match(/\\d+/g).slice(0, 3).map(Number)")
+        assert sum(ink) > 500, "light text on a dark page"
+        assert_harmless(phone)
+
+
+def test_streamlit(browser, hostile_workspace, photo, tmp_path):
+    needs("streamlit")
+    port = free_port()
+    command = [*COMMAND, "app", "--streamlit", "--workspace", str(hostile_workspace), "--port", str(port), "--no-browser"]
+    with served(command, f"http://127.0.0.1:{port}/_stcore/health", tmp_path/"streamlit.log"):
+        page = visit(browser, f"http://127.0.0.1:{port}/")
+        first = cards(page)
+        slider = page.get_by_role("slider", name="threshold")
+        for _ in range(10): slider.press("PageUp")
+        strict = settled(page, first)
+        assert sum("✓ matching" in text for text in strict) < sum("✓ matching" in text for text in first)
+        page.wait_for_timeout(1000)                                         # ten steps of the slider are ten runs of the page
+        page.locator("input[type=file]").set_input_files(photo)
+        page.wait_for_selector(".fm-step:visible:has-text('Your photo')")
+        snap(page, "streamlit-matches")
+        (tmp_path/"notes.jpg").write_bytes(b"no picture")
+        page.locator("input[type=file]").set_input_files(tmp_path/"notes.jpg")
+        page.wait_for_selector("[role=alert]:has-text('not a picture')")
+        for name, ready in (("Outfit", "text=A look, piece by piece"), ("Scoreboard", "[data-testid=stVegaLiteChart]"), ("Map", "iframe")):
+            page.locator("[role=radiogroup] label", has_text=name).click()
+            page.wait_for_selector(ready, timeout=60_000)
+            if name == "Map": page.frame_locator("iframe").locator(".fm-map[data-drawn]").wait_for(timeout=60_000)
+            page.locator("[data-stale=true]").wait_for(state="detached")
+            page.wait_for_timeout(500)
+            snap(page, f"streamlit-{name.lower()}")
+        assert_harmless(page)
+        phone = visit(browser, f"http://127.0.0.1:{port}/", width=390)
+        snap(phone, "streamlit-phone")
+        assert phone.evaluate("document.documentElement.scrollWidth") == 390
