@@ -12,6 +12,8 @@ __all__ = ['MAX_UPLOAD', 'SELECTION', 'PARTS_OF_A_LOOK', 'Shop', 'workspace_enco
 # %% ../nbs/11a_cards.ipynb #c4a0d504
 import base64
 import copy
+import hashlib
+import warnings
 from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
@@ -22,16 +24,18 @@ from jinja2 import DictLoader, Environment, StrictUndefined
 from PIL import Image
 from sklearn.base import clone
 
+from . import __version__
 from .catalogue import Catalogue, FitmatchError, escape_formula, load_catalogue
 from .embed import EmbeddingStore, embed, encode_images
 from .encoders import Encoder, load_encoder
-from .evaluate import matching_task, training_part
+from .evaluate import known_part, matching_task
 from .images import MAX_PIXELS, ImageRefused, check_images, map_ahead, open_image
-from .match import MATCH_COLUMNS, AlsoBuyMatcher
+from .match import MATCH_COLUMNS, AlsoBuyMatcher, Compatibility
+from .outfits import build_outfit
 from .prepare import read_notes
 from .report import Pictures
 from .similar import normalise
-from .wardrobe import draw_wardrobe
+from .wardrobe import cache_folder, draw_wardrobe
 
 # %% ../nbs/11a_cards.ipynb #c4a0d507
 @dataclass
@@ -75,13 +79,28 @@ def _workspace_shop(workspace:Path) -> Shop:
     encoder = workspace_encoder(workspace, notes)
     X = embed(catalogue, encoder, EmbeddingStore(workspace, encoder), progress=False)
     threshold = notes.get("matching", {}).get("threshold", .5)
-    return _with_rule(Shop(catalogue, X, {}, encoder, f"shop = open_shop({str(workspace)!r})"), threshold, notes.get("matching", {}).get("left_out", ""))
+    return _with_matchers(Shop(catalogue, X, {}, encoder, f"shop = open_shop({str(workspace)!r})"), threshold, notes.get("matching", {}).get("left_out", ""), workspace/"models"/"compatibility")
 
-def _with_rule(shop:Shop, threshold:float=.5, why:str="") -> Shop:
-    "The same shop with the also-buy rule, where there are purchases to match by; else with the reason why not"
+def _with_matchers(shop:Shop, threshold:float=.5, why:str="", learned:Path|None=None) -> Shop:
+    "The same shop with the also-buy rule, and what was learned where there is its file; with the reason why not where nobody bought anything"
     if not shop.catalogue.n_edges(): return replace(shop, note=why or "matching is left out: the source has no also_buy, so nobody has said what goes with what")
-    k = min(5, len(shop.catalogue))
-    return replace(shop, matchers={"also-buy rule": AlsoBuyMatcher(n_neighbors=k, threshold=threshold).fit(shop.X, shop.catalogue)})
+    k, info = min(5, len(shop.catalogue)), shop.encoder.info
+    matchers = {"also-buy rule": AlsoBuyMatcher(n_neighbors=k, threshold=threshold).fit(shop.X, shop.catalogue)}
+    if learned is not None and learned.with_suffix(".safetensors").is_file():
+        matchers["learned"] = Compatibility.load(learned, encoder=info.name, weights_sha256=shop.encoder.weights_sha256).index(shop.X, shop.catalogue)
+    return replace(shop, matchers=matchers)
+
+def _wardrobe_matcher(catalogue, X, encoder) -> Path:
+    "What is learned of the drawn wardrobe, kept in the cache: it takes some seconds"
+    seen = hashlib.sha256("".join([*catalogue.products["asin"], encoder.weights_sha256, __version__]).encode()).hexdigest()[:12]
+    path = cache_folder()/f"learned-{seen}"
+    try: Compatibility.load(path, encoder=encoder.info.name, weights_sha256=encoder.weights_sha256)
+    except FitmatchError:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")                                # a small wardrobe has few held-out pairs
+            Compatibility().fit(X, catalogue).save(path, encoder=encoder.info.name, weights_sha256=encoder.weights_sha256)
+    return path
 
 def open_shop(
     workspace:str|Path|None=None, # made by `fitmatch run` or `fitmatch demo`; None: the drawn wardrobe
@@ -91,7 +110,8 @@ def open_shop(
     if workspace is not None: return _workspace_shop(Path(workspace))
     catalogue, encoder = check_images(draw_wardrobe(n_products), progress=False), load_encoder("fitmatch-cnn")
     code = "shop = open_shop()" if n_products == 1200 else f"shop = open_shop(n_products={n_products})"
-    return _with_rule(Shop(catalogue, embed(catalogue, encoder, progress=False), {}, encoder, code))
+    X = embed(catalogue, encoder, progress=False)
+    return _with_matchers(Shop(catalogue, X, {}, encoder, code), learned=_wardrobe_matcher(catalogue, X, encoder))
 
 # %% ../nbs/11a_cards.ipynb #c4a0d512
 MAX_UPLOAD = 25_000_000 # bytes
@@ -179,7 +199,8 @@ def ask(
         if not 1 <= k <= len(shop.catalogue): raise FitmatchError(f"k={k}: give a number from 1 to {len(shop.catalogue)}")
         chosen = copy.copy(chosen)
         chosen.n_neighbors = k
-    return chosen.match(q, [product if photo is None else "your photo"])
+    every = {"top": len(shop.catalogue)} if hasattr(chosen, "top") else {}   # a filter by category comes later and shall find enough
+    return chosen.match(q, [product if photo is None else "your photo"], **every)
 
 # %% ../nbs/11a_cards.ipynb #c4a0d523
 def find_products(
@@ -261,9 +282,10 @@ def held_out_scores(
     random_state:int=0, # of the split
 ) -> tuple: # (scores (p,), NaN where not suggested; truth (p,))
     "What a matcher, fitted without a fifth of the products, says of pairs that those are in"
+    if hasattr(matcher, "judged_"): return matcher.judged_                 # it kept pairs aside when it learned
     task = matching_task(shop.catalogue, shop.X, "test", random_state=random_state)
     train = np.flatnonzero(task.part == "train")
-    fitted = clone(matcher).fit(shop.X[train], training_part(shop.catalogue, task.part))
+    fitted = clone(matcher).fit(shop.X[train], known_part(task))
     photos, query = np.unique(task.query, return_inverse=True)
     table = fitted.match(shop.X[photos])
     key = table["query"].to_numpy(dtype=np.int64)*len(shop.X) + np.array([shop.row[a] for a in table["match"]], dtype=np.int64)
@@ -499,6 +521,11 @@ def suggest_outfit(
     best:int=8,      # suggestions a piece is drawn from
 ) -> dict: # {label: asin}; a label without any product is left out
     "A piece for each part of a look"
+    learned = next((m for name, m in shop.matchers.items() if isinstance(m, Compatibility) and matcher in (None, name)), None)
+    there = [part for part in parts if (shop.catalogue.products["ground_truth"] == part).any()]
+    if learned is not None and there:
+        look = build_outfit(learned, q, there, {part: asin for part, asin in locked.items() if part in there}, random_state=random_state or None)
+        return dict(zip(look.pieces["part"], look.pieces["asin"]))
     draw, labels = np.random.default_rng(random_state), shop.catalogue.products["ground_truth"].to_numpy(dtype=object)
     asins, look = shop.catalogue.products["asin"].to_numpy(dtype=object), dict(locked)
     table = ask(shop, photo=q, matcher=matcher, k=min(15, len(shop.catalogue))) if shop.matchers else pd.DataFrame(columns=list(MATCH_COLUMNS))

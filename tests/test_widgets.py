@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from fitmatch.cards import Shop, diversify, held_out_scores, open_shop, read_csv_link, threshold_curve
 from fitmatch.catalogue import FitmatchError, clean, save_catalogue, select
-from fitmatch.evaluate import also_buy_scores, matching_task
+from fitmatch.evaluate import also_buy_scorer, matching_task
 from fitmatch.match import MATCH_COLUMNS, AlsoBuyMatcher
 from fitmatch.prepare import write_json
 from fitmatch.widgets import ClusterBrowser, EncoderCompare, MatchDemo, OutfitDemo, ThresholdExplorer, threshold_for
@@ -194,7 +194,7 @@ def test_two_matchers_are_switched(shop):
 def test_held_out_scores_are_those_of_the_evaluation(drawn):
     scores, truth = held_out_scores(drawn, drawn.matchers["also-buy rule"])
     task = matching_task(drawn.catalogue, drawn.X, "test")
-    theirs = also_buy_scores(task)
+    theirs = also_buy_scorer(task)(task.query, task.candidate)
     assert np.array_equal(truth, task.truth) and np.allclose(np.nan_to_num(scores, nan=-1), theirs, atol=1e-6) and (theirs > -1).any()
 
 
