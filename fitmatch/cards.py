@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MAX_UPLOAD', 'SELECTION', 'PARTS_OF_A_LOOK', 'Shop', 'workspace_encoder', 'check_workspace', 'open_shop',
-           'accept_photo', 'uploaded_files', 'photo_vector', 'look_alikes', 'ask', 'find_products', 'diversify',
-           'choose', 'threshold_curve', 'held_out_scores', 'measure_thresholds', 'threshold_words', 'cards_style',
+           'accept_photo', 'uploaded_files', 'photo_vector', 'look_alikes', 'ask', 'find_products', 'choose',
+           'threshold_curve', 'held_out_scores', 'measure_thresholds', 'threshold_words', 'cards_style',
            'selection_words', 'cards_html', 'strip_html', 'threshold_chart', 'notice', 'csv_link', 'read_csv_link',
            'reproducing_code', 'outfit_parts', 'outfit_html', 'suggest_outfit', 'compare_neighbours', 'comparison_html']
 
@@ -31,7 +31,7 @@ from .encoders import Encoder, load_encoder
 from .evaluate import known_part, matching_task
 from .images import MAX_PIXELS, ImageRefused, check_images, map_ahead, open_image
 from .match import MATCH_COLUMNS, AlsoBuyMatcher, Compatibility
-from .outfits import build_outfit
+from .outfits import build_outfit, mmr
 from .prepare import read_notes
 from .report import Pictures
 from .similar import normalise
@@ -216,27 +216,6 @@ def find_products(
     wanted = words.casefold().split()
     return [i for i, text in enumerate(shop.texts) if all(word in text for word in wanted)][:most]
 
-# %% ../nbs/11a_cards.ipynb #c4a0d526
-def diversify(
-    scores:np.ndarray, # (m,) the larger the better
-    V:np.ndarray,      # (m, d) vectors of length 1
-    diversity:float,   # 0: by score alone, 1: as unlike each other as can be, after the best
-    n:int,             # how many are wanted
-) -> np.ndarray: # positions, in the order taken
-    "Maximal marginal relevance: good ones that do not repeat each other"
-    order = np.argsort(-scores, kind="stable")
-    if not diversity or len(order) < 2: return order[:n]
-    order = order[:max(200, n)]                                            # enough to choose from
-    relevance, V = scores[order].astype(float), V[order]
-    spread = np.ptp(relevance) or 1
-    relevance, nearest = (relevance - relevance.min())/spread, np.zeros(len(order))
-    taken, left = [0], np.ones(len(order), bool)
-    while len(taken) < min(n, len(order)):
-        left[taken[-1]] = False
-        nearest = np.maximum(nearest, V @ V[taken[-1]])
-        taken.append(int(np.argmax(np.where(left, (1 - diversity)*relevance - diversity*nearest, -np.inf))))
-    return order[taken]
-
 # %% ../nbs/11a_cards.ipynb #c4a0d528
 SELECTION = ("match", "title", "label", "score", "decision", "via", "query")
 
@@ -245,7 +224,7 @@ def choose(
     matches:pd.DataFrame,  # of `ask`
     threshold:float=.5,    # scores from here on are *matching*
     category:str|None=None,# only products of this label; None: all
-    diversity:float=0.,    # 0 to 1, as for `diversify`
+    diversity:float=0.,    # 0 to 1, as for `fitmatch.outfits.mmr`
     n:int=12,              # products at most
 ) -> pd.DataFrame: # columns `SELECTION`; matching ones first, then the best of those below the line
     "The suggestions to show"
@@ -254,7 +233,7 @@ def choose(
     kept = np.ones(len(rows), bool) if category is None else labels[rows] == category
     above = ((matches["score"].to_numpy() >= threshold) | matches["decision"].isna().to_numpy()) & kept
     places = np.flatnonzero(above)
-    places = places[diversify(matches["score"].to_numpy()[places], shop.V[rows[places]], diversity, n)]
+    places = places[mmr(matches["score"].to_numpy()[places], shop.V[rows[places]], diversity, n)]
     places = np.concatenate([places, np.flatnonzero(kept & ~above)[:n - len(places)]]).astype(int)
     titles, taken = shop.catalogue.products["title"].to_numpy(dtype=object), matches.iloc[places]
     columns = dict(match=taken["match"], title=titles[rows[places]], label=labels[rows[places]], score=taken["score"],

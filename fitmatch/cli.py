@@ -235,18 +235,26 @@ def _print_matches(answer:dict, top:int):
 def evaluate_images_command(
     train: Annotated[Path, typer.Option("--train", help="A folder with a sub-folder a label, to learn from.")],
     test: Annotated[Path, typer.Option("--test", help="Another one, to judge by.")],
-    encoder: EncoderName = "fitmatch-cnn",
+    encoder: Annotated[str, typer.Option("--encoder", help="Which network turns pictures into vectors; several with commas give a table; --weights are the first one's.")] = "fitmatch-cnn",
     weights: WeightsFile = None,
     as_json: JsonFlag = False,
 ):
     "Measure an encoder on labelled pictures: MLP and kMeans."
     from fitmatch.pipeline import evaluate_images
+    names = [name.strip() for name in encoder.split(",") if name.strip()]
+    if len(names) > 1: return _print_grid([evaluate_images(train, test, name, weights if i == 0 else None, progress=not as_json) for i, name in enumerate(names)], as_json)
     found = evaluate_images(train, test, encoder, weights)
     if as_json: return _print_json(found)
     low, high = found["mlp_interval"]
     print(f"encoder    {found['encoder']}, {found['dim']} numbers a picture\npictures   {found['n_train']} to learn from, {found['n_test']} to judge by\n"
           f"MLP        accuracy {_percent(found['mlp_accuracy'])} (95 % interval {_percent(low)} to {_percent(high)}; always the commonest label {_percent(found['majority'])})\n"
           f"kMeans     accuracy {_percent(found['kmeans_accuracy'])}, ARI {found['ari']:.3f}, NMI {found['nmi']:.3f}")
+
+def _print_grid(rows:list, as_json:bool):
+    "The original project's table: encoders down, MLP and kMeans across"
+    if as_json: return _print_json(dict(rows=rows))
+    print(f"{'encoder':28}{'MLP':>8}   95 % interval{'kMeans':>14}")
+    for f in rows: print(f"{f['encoder']:28}{_percent(f['mlp_accuracy']):>8}   {_percent(f['mlp_interval'][0])} to {_percent(f['mlp_interval'][1])}{_percent(f['kmeans_accuracy']):>12}")
 
 @app.command("encoders")
 def encoders_command(pattern: Annotated[str, typer.Argument(help="For example 'res*'.")] = "*"):

@@ -23,7 +23,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from .catalogue import Catalogue, FitmatchError, writing
 from .classify import _model_files, _refuse_other_encoder
-from .compatibility import AgainstAll, PairNetwork, Purchases, score_pairs_with, train_network, with_wrong_answers
+from .compatibility import AgainstAll, PairNetwork, KnownPairs, score_pairs_with, train_network, with_wrong_answers
 from .encoders import pick_device
 from .features import VALUE_COLUMNS, WORD_COLUMNS, Featurizer, ItemFeatures
 from .similar import NearestItems, normalise
@@ -230,8 +230,8 @@ class _Lessons:
         self.pairs, across = pairs[inside], pairs[~inside & np.isin(part[pairs], ["train", "valid"]).all(axis=1)]
         if not len(self.pairs): raise FitmatchError(f"no two of the {len(self.train)} training products were bought together, so there is nothing to learn from: give a source with also_buy inside the catalogue")
         if matcher.symmetric: across = np.concatenate([across, across[:, ::-1]])
-        self.purchases = Purchases(self.pairs, self.groups, self.labels, self.train, matcher.symmetric)
-        everything = Purchases(pairs[np.isin(part[pairs], ["train", "valid"]).all(axis=1)], self.groups, self.labels, known, matcher.symmetric)
+        self.purchases = KnownPairs(self.pairs, self.groups, self.labels, self.train, matcher.symmetric)
+        everything = KnownPairs(pairs[np.isin(part[pairs], ["train", "valid"]).all(axis=1)], self.groups, self.labels, known, matcher.symmetric)
         across = across[part[across[:, 0]] == "valid"] if (part == "valid").any() else across   # asked as a new photo is
         self.judged = with_wrong_answers(across, everything, matcher.random_state) if judged is None else judged
         self.held_out = len(self.judged[0]) >= 20 and len(set(self.judged[2])) == 2

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PICTURE', 'product_vectors', 'product_groups', 'product_labels', 'without', 'collapse_duplicates', 'one_per_category',
-           'diversify', 'more_like', 'lean_towards', 'suggest', 'Outfit', 'build_outfit', 'score_parts', 'Explanation',
-           'explain', 'Heat', 'where_it_looked']
+           'mmr', 'diversify', 'more_like', 'lean_towards', 'suggest', 'Outfit', 'build_outfit', 'score_parts',
+           'Explanation', 'explain', 'Heat', 'where_it_looked']
 
 # %% ../nbs/09a_outfits.ipynb #9330ea4e
 from dataclasses import dataclass
@@ -106,6 +106,27 @@ def one_per_category(
     first = ~pd.DataFrame({"query": matches["query"], "label": label}).duplicated() & label.notna()
     return matches[first].reset_index(drop=True)
 
+# %% ../nbs/09a_outfits.ipynb #9a5c0001
+def mmr(
+    scores:np.ndarray, # (m,) the larger the better
+    V:np.ndarray,      # (m, d) vectors of length 1
+    diversity:float,   # 0: by score alone, 1: as unlike each other as can be, after the best
+    n:int,             # how many are wanted
+) -> np.ndarray: # positions, in the order taken
+    "Maximal marginal relevance: good ones that do not repeat each other" # Carbonell & Goldstein 1998
+    order = np.argsort(-scores, kind="stable")
+    if not diversity or len(order) < 2: return order[:n]
+    order = order[:max(200, n)]                                            # enough to choose from
+    relevance, V = scores[order].astype(float), V[order]
+    spread = np.ptp(relevance) or 1
+    relevance, nearest = (relevance - relevance.min())/spread, np.zeros(len(order))
+    taken, left = [0], np.ones(len(order), bool)
+    while len(taken) < min(n, len(order)):
+        left[taken[-1]] = False
+        nearest = np.maximum(nearest, V @ V[taken[-1]])
+        taken.append(int(np.argmax(np.where(left, (1 - diversity)*relevance - diversity*nearest, -np.inf))))
+    return order[taken]
+
 # %% ../nbs/09a_outfits.ipynb #e5787718
 def diversify(
     matches:pd.DataFrame, # of `match`, or of any step of this page
@@ -117,14 +138,7 @@ def diversify(
     if not 0 <= diversity <= 1: raise FitmatchError(f"diversity={diversity!r}: a number from 0 (the best by score) to 1 (as different as can be)")
     if k < 1: raise FitmatchError(f"k={k!r}: ask for at least one match")
     V, worth, picked = _of(vectors, matches["match"]), matches["relevance" if "relevance" in matches else "score"].to_numpy(dtype=float), []
-    for rows in _by_query(matches):
-        gain, redundancy = (1 - diversity)*worth[rows], np.zeros(len(rows))
-        for i in range(min(k, len(rows))):
-            best = int(np.argmax(gain - diversity*redundancy))              # ties: the one that came first
-            picked.append(rows[best])
-            likeness = V[rows] @ V[rows[best]]
-            redundancy = np.maximum(redundancy, likeness) if i else likeness
-            gain[best] = -np.inf
+    for rows in _by_query(matches): picked += list(np.asarray(rows)[mmr(worth[rows], V[rows], diversity, k)])
     return matches.iloc[picked].reset_index(drop=True)
 
 # %% ../nbs/09a_outfits.ipynb #28ff9ddf

@@ -8,7 +8,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from fitmatch.catalogue import Catalogue, FitmatchError, select
-from fitmatch.compatibility import AgainstAll, PairNetwork, Purchases, score_pairs_with, with_wrong_answers
+from fitmatch.compatibility import AgainstAll, PairNetwork, KnownPairs, score_pairs_with, with_wrong_answers
 from fitmatch.features import Featurizer, ItemFeatures
 from fitmatch.match import MATCH_COLUMNS, Compatibility, precision_curve, threshold_for_precision
 
@@ -121,7 +121,7 @@ def test_wrong_answers_are_of_the_label_and_wrong(shop):
     label = pd.factorize(catalogue.products["ground_truth"])[0]
     row = {a: i for i, a in enumerate(catalogue.products["asin"])}
     pairs = np.array([(i, row[a]) for i, t in enumerate(catalogue.products["also_buy"]) for a in t])
-    purchases = Purchases(pairs, np.arange(len(label)), label, np.arange(len(label)))
+    purchases = KnownPairs(pairs, np.arange(len(label)), label, np.arange(len(label)))
     query, candidate, truth = with_wrong_answers(pairs, purchases)
     k, known = truth.sum(), {frozenset(p) for p in pairs.tolist()}
     assert k == len(pairs) and (label[candidate[:k]] == label[candidate[k:]]).all() and (query[:k] == query[k:]).all()

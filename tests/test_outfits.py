@@ -52,9 +52,10 @@ def random_matches(draw, asins, queries=3, rows=25):
 
 def picks_in_loops(scores, V, k, diversity):
     "Maximal marginal relevance as one would write it on a blackboard"
-    left, picked = list(range(len(scores))), []
+    left, picked, lowest, span = list(range(len(scores))), [], min(scores), (max(scores) - min(scores)) or 1
+    scores = [(s - lowest)/span for s in scores]
     while left and len(picked) < k:
-        worth = [(1 - diversity)*scores[i] - diversity*max((float(V[i] @ V[j]) for j in picked), default=0.) for i in left]
+        worth = [(1 - diversity)*scores[i] - diversity*max([0., *(float(V[i] @ V[j]) for j in picked)]) for i in left]
         best = max(range(len(left)), key=lambda a: (round(worth[a], 6), -left[a]))
         picked.append(left.pop(best))
     return picked

@@ -9,9 +9,10 @@ from html.parser import HTMLParser
 import numpy as np
 import pandas as pd
 import pytest
-from fitmatch.cards import Shop, diversify, held_out_scores, open_shop, read_csv_link, threshold_curve
+from fitmatch.cards import Shop, held_out_scores, open_shop, read_csv_link, threshold_curve
 from fitmatch.catalogue import FitmatchError, clean, save_catalogue, select
 from fitmatch.evaluate import also_buy_scorer, matching_task
+from fitmatch.outfits import mmr
 from fitmatch.match import MATCH_COLUMNS, AlsoBuyMatcher
 from fitmatch.prepare import write_json
 from fitmatch.widgets import ClusterBrowser, EncoderCompare, MatchDemo, OutfitDemo, ThresholdExplorer, threshold_for
@@ -215,7 +216,7 @@ def test_diversity_is_the_textbook_rule():
     V /= np.linalg.norm(V, axis=1, keepdims=True)
     scaled, taken = (scores - scores.min())/np.ptp(scores), [int(scores.argmax())]
     while len(taken) < 8: taken.append(max((i for i in range(25) if i not in taken), key=lambda i: .6*scaled[i] - .4*max(0, *(V[i] @ V[j] for j in taken))))
-    assert diversify(scores, V, .4, 8).tolist() == taken
+    assert mmr(scores, V, .4, 8).tolist() == taken
 
 
 def test_selection_and_its_csv_agree(drawn):
