@@ -10,8 +10,7 @@ from PIL import Image
 from fitmatch.embed import embed
 from fitmatch.encoders import load_encoder
 from fitmatch.images import check_images
-from fitmatch.match import AlsoBuyMatcher
-from fitmatch.pipeline import match_stage
+from fitmatch.match import Compatibility
 from fitmatch.wardrobe import draw_product, draw_wardrobe
 
 TARGET = Path(__file__).resolve().parent.parent / "nbs" / "images"
@@ -52,7 +51,7 @@ def draw(wardrobe, photo, near, matches, theme):
         if not j: ax.set_title("looks like it", loc="left", color=ink, fontsize=12, pad=7)
     for j, match in enumerate(matches.itertuples()):
         ax = tile(grid[1, 3 + j], match.match, f"{match.decision}  {match.score:.2f}", accent if match.decision == "matching" else quiet)
-        if not j: ax.set_title("was bought with those: goes with it", loc="left", color=ink, fontsize=12, pad=7)
+        if not j: ax.set_title("goes with it, learned from what was bought together", loc="left", color=ink, fontsize=12, pad=7)
     buffer = BytesIO()
     fig.savefig(buffer, transparent=True)
     plt.close(fig)
@@ -63,11 +62,11 @@ if __name__ == "__main__":
     wardrobe = check_images(draw_wardrobe(), progress=False)
     X = embed(wardrobe, load_encoder("fitmatch-cnn"), progress=False)
     asins = wardrobe.products["asin"].to_numpy()
-    matcher = AlsoBuyMatcher(threshold=match_stage(wardrobe, X)["threshold"]).fit(X, wardrobe)
+    matcher = Compatibility().fit(X, wardrobe)
     shirts = np.flatnonzero((wardrobe.products["silhouette"] == "shirt") & (wardrobe.products["pattern"] == "checks"))
     q = int(shirts[int(sys.argv[1]) if sys.argv[1:] else 0])
     similarity, index = matcher.neighbours(X[[q]], [asins[q]])
-    matches = best_of_each_label(wardrobe, matcher.match(X[[q]], [asins[q]]))
+    matches = best_of_each_label(wardrobe, matcher.match(X[[q]], [asins[q]], top=len(X)))
     TARGET.mkdir(exist_ok=True)
     for theme in INK: draw(wardrobe, asins[q], list(zip(asins[index[0]], similarity[0])), matches, theme)
     print(f"drew hero-light.webp and hero-dark.webp for {asins[q]}")

@@ -158,11 +158,13 @@ def evaluate_fashionvc(
 ) -> dict: # auc, interval, n of the judged triples; the same of the validation triples; baselines, seconds
     "Learns from the training triples, stops on the validation triples, is judged by the test triples where they are given"
     begin, data = time.perf_counter(), Path(data)
-    catalogue = read_fashionvc(data)
-    row = {asin: i for i, asin in enumerate(catalogue.products["asin"])}
     files = {name: next(iter(sorted(data.glob(f"{name}_ijk*.txt"))), None) for name in ("train", "valid")} | ({"test": Path(test)} if test else {})
     missing = next((name for name, file in files.items() if file is None or not file.is_file()), None)
     if missing: raise FitmatchError(f"{files[missing] or data} has no {missing} triples: --data is the folder with train_ijk….txt and valid_ijk….txt, --test a file of three ids a line")
+    absent = [f"{name}.txt" for name in ("top_id", "top_text", "bottom_id", "bottom_text", "item_category", "item_color") if not (data/f"{name}.txt").is_file()]
+    if absent: raise FitmatchError(f"{data} has no {absent[0]}: --data is the whole folder of FashionVC ('fitmatch fetch' says where it comes from)")
+    catalogue = read_fashionvc(data)
+    row = {asin: i for i, asin in enumerate(catalogue.products["asin"])}
     triples = {name: _rows_of(read_triples(file), row, file) for name, file in files.items()}
     pairs, valid = np.unique(triples["train"][:, :2], axis=0), triples["valid"]
     judged = (np.tile(valid[:, 0], 2), np.concatenate([valid[:, 1], valid[:, 2]]), np.repeat([True, False], len(valid)))
@@ -234,7 +236,7 @@ def _left_out_trousers(S, T, said, random_state) -> np.ndarray: # (s, p): each p
         for train, test in KFold(5, shuffle=True, random_state=random_state).split(S): P[test, j] = pair_model(S[train], T[others], said[train][:, others])(S[test], T[[j]])[:, 0]
     return P
 
-def _further_shirts(folder, trousers, encoder) -> tuple: # vectors, (m, p) booleans, names refused
+def _further_shirts(folder, trousers, encoder) -> tuple: # vectors, (m, p) booleans, their names, {name: why it was refused}
     "Shirts and what people said of them, from a folder with pictures `<id>.jpg` and a text of lines `<id>: [trousers]`"
     folder = Path(folder)
     lines = [line for file in sorted(folder.rglob("*.txt")) for line in file.read_text(errors="replace").splitlines()]
@@ -242,8 +244,13 @@ def _further_shirts(folder, trousers, encoder) -> tuple: # vectors, (m, p) boole
     pictures = {file.stem: file for file in sorted(folder.rglob("*")) if file.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp")}
     both = [name for name in said if name in pictures]
     if not both: raise FitmatchError(f"{folder} has {len(pictures)} pictures and {len(said)} lines such as '1050: [1, 3]', and no name in both: give a folder with <id>.jpg and a .txt of such lines")
-    vectors, refused = encode_images([pictures[name] for name in both], encoder)
-    return vectors, np.array([[t in said[name] for t in trousers] for name in both]), both, refused
+    vectors, good, refused = [], [], {}
+    for name in both:
+        try: vectors += list(encode_images(encoder, [pictures[name]]))
+        except ImageRefused as e: refused[name] = str(e)
+        else: good.append(name)
+    if not good: raise FitmatchError(f"none of the {len(both)} shirts of {folder} could be opened: {next(iter(refused.values()))}")
+    return np.concatenate(vectors), np.array([[t in said[name] for t in trousers] for name in good]), good, refused
 
 def evaluate_indico(
     data:str|Path, # the folder with training_shirts/, training_pants/ and the label file
@@ -267,7 +274,7 @@ def evaluate_indico(
         numbers = [int(asin.rpartition("-")[2]) for asin in catalogue.products["asin"].iloc[trousers]]
         Q, truth, names, refused = _further_shirts(test, numbers, network)
         P = dict(A=one_vs_rest(S, said)(Q), B=pair_model(S, T, said)(Q, T), prior=np.tile(said.mean(axis=0), (len(Q), 1)))
-        about = dict(judged=str(Path(test).name), n=truth.size, shirts=names)
+        about = dict(judged=str(Path(test).name), n=truth.size, shirts=names, refused=refused)
     figures = {name: label_scores(truth, p, random_state=random_state) for name, p in P.items()}
     return dict(benchmark="indico", encoder=encoder, auc=figures["B"]["micro_auc"], interval=figures["B"]["micro_auc_interval"], **about, **figures, baselines={"prior": figures["prior"]}, seconds=round(time.perf_counter() - begin, 1))
 

@@ -138,10 +138,10 @@ def example_rows(
 def example_matches(
     catalogue:Catalogue, # products, perhaps with their also_buy
     X:np.ndarray,        # (n, d) embeddings
-    matcher:AlsoBuyMatcher|None=None, # fitted on them, where there is something to match by
+    matcher=None,        # fitted on them, where there is something to match by
     random_state:int=0,
 ) -> tuple: # (matches or None, nearest products) as tables
-    "What is near the example products, and what the rule answers for them"
+    "What is near the example products, and what the matcher answers for them"
     rows, k = example_rows(catalogue, random_state), min(5, len(X) - 1)
     all_asins = catalogue.products["asin"].to_numpy(dtype=object)
     asins = all_asins[rows]
@@ -235,7 +235,7 @@ def _analyse(catalogue, X, seconds, say, oracle) -> dict:
         threshold = found["matched"]["threshold"] if isinstance(found["matched"], dict) else 0.5
         found["matcher"] = AlsoBuyMatcher(threshold=threshold).fit(X, catalogue) if catalogue.n_edges() else None
         found["learned"] = _learned(catalogue, X, found["matched"])
-        found["examples"] = example_matches(catalogue, X, found["matcher"])
+        found["examples"] = example_matches(catalogue, X, found["learned"] or found["matcher"])
     return found
 
 def _learned(catalogue, X, matched) -> Compatibility|None:
@@ -259,9 +259,10 @@ def _scoreboard(catalogue, encoder, found, seconds, progress) -> pd.DataFrame:
     return encoder_scoreboard(rows)
 
 # %% ../nbs/13_pipeline.ipynb #2557a956
-def _rule_first(table:pd.DataFrame) -> pd.DataFrame:
-    "The rule above its baselines, as a reader expects it"
-    return table.loc[["also-buy rule", *(name for name in table.index if name != "also-buy rule")]]
+def _ours_first(table:pd.DataFrame) -> pd.DataFrame:
+    "What the page's suggestions come from above its baselines, as a reader expects it"
+    ours = [name for name in ("learned", "also-buy rule") if name in table.index]
+    return table.loc[[*ours, *(name for name in table.index if name not in ours)]]
 
 def _finish(catalogue, X, encoder, source, out, found, seconds, say) -> dict:
     "Neighbours, models, report and `run.json`"
@@ -275,8 +276,9 @@ def _finish(catalogue, X, encoder, source, out, found, seconds, say) -> dict:
     notes = [text for text in (classified, matched) if isinstance(text, str)] + (classified["notes"] if isinstance(classified, dict) else [])
     results = dict(catalogue=catalogue, source=Path(source).name if Path(source).exists() else source, encoder=about, reduction=found["reduction"], clusters=found["clusters"], curve=found["curve"],
         cluster_scores=found["cluster_scores"], heatmap=found["heatmap"], scoreboard=found["scoreboard"], matches=matches, neighbours=near,
-        matching=matched if isinstance(matched, str) else _rule_first(matched["table"]).to_dict("index"), seconds=seconds)
-    if matches is not None: results["threshold"] = found["matcher"].threshold
+        matching=matched if isinstance(matched, str) else _ours_first(matched["table"]).to_dict("index"), seconds=seconds)
+    if matches is not None: results["threshold"] = found["learned"].threshold_ if found["learned"] else found["matcher"].threshold
+    if found["learned"]: results.update(score_name="probability", learned=True)
     if isinstance(classified, dict):
         results.update(history=classified["model"].history_, confusion=classified["confusion"], mlp_accuracy=(classified["accuracy"], classified["low"], classified["high"]))
     results["left_out"] = {name: text for name, text in (("classifier", classified), ("matching", matched)) if isinstance(text, str)}

@@ -29,7 +29,7 @@ from .images import ImageRefused, data_uri, thumbnail
 
 # %% ../nbs/11_report.ipynb #364f552d
 RESULTS = ("catalogue", "title", "source", "encoder", "reduction", "clusters", "curve", "cluster_scores", "history", "confusion", "mlp_accuracy",
-           "heatmap", "matches", "neighbours", "photos", "threshold", "score_name", "scoreboard", "matching", "seconds", "notes", "left_out", "commands")
+           "heatmap", "matches", "neighbours", "photos", "threshold", "score_name", "learned", "scoreboard", "matching", "seconds", "notes", "left_out", "commands")
 
 def _checked_results(
     results:dict, # what `report` was given
@@ -181,12 +181,12 @@ def _answers(
         large, small = (320, 176) if place == 0 else (176, 112)
         own = _chosen(matches[matches["query"] == query], 6 if place == 0 else 4) if matches is not None and len(matches) else None
         pairs = (list(near[near["query"] == query][["neighbour", "similarity"]].itertuples(index=False, name=None)) if near is not None else
-                 list(own.drop_duplicates("via")[["via", "similarity"]].itertuples(index=False, name=None)))[:5]
+                 list(own.dropna(subset="via").drop_duplicates("via")[["via", "similarity"]].itertuples(index=False, name=None)))[:5]
         number = {asin: i for i, (asin, _) in enumerate(pairs, 1)}
         answers.append({"query": pictures.product(query, large),
             "nearest": [{**pictures.product(asin, small), "similarity": f"{similarity:.2f}", "number": number[asin]} for asin, similarity in pairs],
             "matches": [] if own is None else [{**pictures.product(m.match, small), "score": f"{m.score:.2f}", "matching": m.decision == "matching",
-                "decision": str(m.decision), "via": pictures.product(m.via, 64), "number": number.get(m.via)} for m in own.itertuples()]})
+                "decision": str(m.decision), "via": pictures.product(m.via, 64) if isinstance(m.via, str) else None, "number": number.get(m.via)} for m in own.itertuples()]})
     return answers
 
 # %% ../nbs/11_report.ipynb #ab7c20f4
@@ -508,11 +508,11 @@ _MACROS = """
 {%- endmacro -%}
 {%- macro badge(m) -%}{% if m.matching %}<span class="tag yes">✓ {{ m.decision }}</span>{% else %}<span class="tag no">{{ m.decision }}</span>{% endif %}
 {%- endmacro -%}
-{%- macro via(m) -%}{% if m.via.picture %}<img class="via" src="{{ m.via.picture }}" alt="">{% endif %}{%- endmacro -%}
+{%- macro via(m) -%}{% if m.via and m.via.picture %}<img class="via" src="{{ m.via.picture }}" alt="">{% endif %}{%- endmacro -%}
 {%- macro tiles(items, titles=True) -%}
 <ul class="tiles">{% for m in items %}<li><figure title="{{ m.title }}"{% if not m.matching %} class="no-match"{% endif %}>{{ pic(m, via(m)) }}
 <figcaption>{% if titles %}<span class="cut">{{ m.title }}</span>{% endif %}<span class="score">{{ m.score }}</span> {{ badge(m) }}<br>
-<span class="soft">via {% if m.number %}{{ m.number }}{% else %}{{ m.via.title }}{% endif %}</span></figcaption></figure></li>{% endfor %}</ul>
+<span class="soft">{% if not m.via %}learned{% elif m.number %}via {{ m.number }}{% else %}via {{ m.via.title }}{% endif %}</span></figcaption></figure></li>{% endfor %}</ul>
 {%- endmacro -%}
 {%- macro table(t, caption, label) -%}
 <div class="scroll" tabindex="0" role="region" aria-label="{{ label }}"><table><caption>{{ caption }}</caption><thead><tr>{% for c in t.columns %}
@@ -549,7 +549,9 @@ _HEADER = """
 <div><p class="step">looks like</p>{{ nearest(a.nearest, not a.matches) }}</div>
 {% if a.matches %}<div><p class="step">and goes with</p>{{ tiles(a.matches) }}</div>{% endif %}
 </div>
-{% if a.matches %}<p class="soft" style="margin:22px 0 0">Read it from left to right: the photo's nearest products by cosine, numbered; what was bought with
+{% if a.matches and learned %}<p class="soft" style="margin:22px 0 0">Read it from left to right: the photo's nearest products by cosine, numbered; and of all products
+those that go with it by what was learned from purchases, with their {{ score_name }}{% if threshold %}, <em>matching</em> from {{ threshold }} on{% endif %}. A small round picture is a
+neighbour that was itself bought with the suggestion.</p>{% elif a.matches %}<p class="soft" style="margin:22px 0 0">Read it from left to right: the photo's nearest products by cosine, numbered; what was bought with
 them; and the {{ score_name }} of the photo with each{% if threshold %}, <em>matching</em> from {{ threshold }} on{% endif %}. The small round picture is the
 neighbour a suggestion came through.</p>{% elif no_matches %}<p class="soft" style="margin:22px 0 0">The photo's nearest products by cosine. {{ no_matches }}</p>{% endif %}
 {% else %}<div class="mosaic">{% for p in mosaic %}<figure title="{{ p.title }}">{{ pic(p) }}</figure>{% endfor %}</div>{% endif %}
@@ -624,7 +626,7 @@ _MATCHES = """
 {% if answers|length > 1 %}<section id="matches"><h2>{% if answers[0].matches %}More photos, and what goes with them{% else %}More photos, and what looks like
 them{% endif %}</h2>
 {% if answers[0].matches %}<p class="lead">On top the photo and its nearest products, below it the best suggestions with their
-{{ score_name }}{% if threshold %}; from {{ threshold }} on a suggestion is <em>matching</em>, below it is <em>skip</em>, and the first that fell below is
+{{ score_name }}{% if threshold %}; from {{ threshold }} on a suggestion is <em>matching</em>, below it is <em>{% if learned %}unsure</em> or <em>{% endif %}skip</em>, and the first that fell below is
 shown too{% endif %}.</p>{% endif %}
 <div class="grid2">{% for a in answers[1:] %}<article class="card answer" aria-label="{{ a.query.title }}">{{ pic(a.query) }}
 <div><h3 class="cut">{{ a.query.title }}</h3>{{ nearest(a.nearest) }}</div>{% if a.matches %}{{ tiles(a.matches, titles=False) }}{% endif %}</article>{% endfor %}
@@ -734,7 +736,7 @@ def _page(
     page["intro"], page["made_by"] = _introduction(results)
     asins = catalogue.products["asin"]
     page.update(title=results["title"] or ("What goes with what" if there["matches"] else "What looks like what"), source=results["source"], commands=results["commands"] or _COMMANDS,
-        no_matches=_reasons(results)["matches"], score_name=results["score_name"] or "cosine", dropped=f"{catalogue.dropped_edges:,}" if catalogue.dropped_edges else None,
+        no_matches=_reasons(results)["matches"], score_name=results["score_name"] or "cosine", learned=bool(results["learned"]), dropped=f"{catalogue.dropped_edges:,}" if catalogue.dropped_edges else None,
         threshold=None if results["threshold"] is None else f"{results['threshold']:.2f}",
         mosaic=[] if page["answers"] else [pictures.product(asins.iat[i], 144) for i in sample_rows(len(asins), 18)])
     return {**page, "nav": _navigation(page), "order": [name for name in _TEMPLATES if name not in ("macros", "header", "page")]}

@@ -47,7 +47,7 @@ def make_results(root, say):
         reduction=reduce(X), clusters=clusters, curve=cluster_curve(X), cluster_scores=cluster_scores(clusters, catalogue.products["ground_truth"]),
         history=pd.DataFrame(dict(epoch=epochs, loss=1/epochs, accuracy=1 - .5/epochs, val_loss=1.1/epochs, val_accuracy=.9 - .5/epochs)),
         confusion=(np.eye(3, dtype=int)*9, labels), mlp_accuracy=(.9, .85, .95), heatmap=figure, matches=matches, neighbours=neighbours,
-        photos={asins[0]: root/"5.png"}, threshold=.5, score_name=say("cosine"), scoreboard=pd.DataFrame({"encoder": [say("cnn")], "mlp": [.9], "kmeans": [np.nan], say("note"): [say("n")]}),
+        photos={asins[0]: root/"5.png"}, threshold=.5, score_name=say("cosine"), learned=False, scoreboard=pd.DataFrame({"encoder": [say("cnn")], "mlp": [.9], "kmeans": [np.nan], say("note"): [say("n")]}),
         matching={say("also-buy rule"): dict(auc=.7, low=.6, high=.8, n=99), say("oracle"): dict(auc=.9, low=None, high=None)}, seconds={say("pictures"): 1., say("MLP"): .5},
         notes=[say("a note")], left_out={}, commands=[(say("a sentence"), say("a command"))])
 
@@ -197,3 +197,11 @@ def test_the_hostile_report_in_a_browser(browser, hostile, page, tmp_path, width
 def report_file(path, html):
     path.write_text(html, encoding="utf-8")
     return path
+
+
+def test_learned_suggestions_say_so_and_need_no_neighbour(results):
+    table = results["matches"].copy()
+    table["via"] = None
+    table["similarity"] = np.nan
+    page = report_html({**results, "matches": table, "learned": True, "score_name": "probability"})
+    assert "learned from purchases" in page and "via " not in re.sub(r"<style>.*?</style>|<script.*?</script>", "", page, flags=re.S).split("</header>")[0].split("goes with")[-1]
