@@ -189,7 +189,7 @@ def _heard(source, columns, share, answers): # generator of `_Judged`
     heard = 0
     while True:
         try: judged = answers.recv()
-        except EOFError: break
+        except (EOFError, OSError): break              # it died between two answers, or in the middle of one
         if judged is None: return
         heard += 1
         yield judged

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pytest
 
 from fitmatch.catalogue import FitmatchError, escape_formula, load_catalogue, normalised_title, unescape_formula, write_csv
-from fitmatch.prepare import _hashes, _judge_all, _titles_compared, prepare
+from fitmatch.prepare import _hashes, _heard, _judge_all, _titles_compared, prepare
 from fitmatch import sources
 from fitmatch.sources import SCHEMA, TableStream, convert_rows, label_from_levels, label_product, label_rule, make_plan, read_source, read_triples, stream_table
 
@@ -137,6 +137,15 @@ def test_a_reading_process_that_dies_is_replaced(tmp_path, monkeypatch):
         broken.append((judged.stretch, judged.rows, judged.good.to_pybytes()))
         if i == 0: [os.kill(child.pid, signal.SIGKILL) for child in multiprocessing.active_children()]
     assert broken == whole and len({s for s, *_ in whole}) > 3 and not multiprocessing.active_children()
+
+
+def test_a_reading_process_may_die_in_the_middle_of_an_answer(tmp_path):
+    file = many_lines(tmp_path/"meta.json.gz")
+    ours, theirs = multiprocessing.Pipe(duplex=False)
+    os.write(theirs.fileno(), (1000).to_bytes(4, "big") + b"half an answer")  # what a pipe holds of a message of 1,000 bytes
+    theirs.close()
+    whole = [(j.stretch, j.rows, j.good.to_pybytes()) for j in _judge_all(file, None, 1)]
+    assert [(j.stretch, j.rows, j.good.to_pybytes()) for j in _heard(file, None, (0, 1), ours)] == whole
 
 
 def test_a_broken_double_does_not_push_out_a_sound_row(tmp_path):
