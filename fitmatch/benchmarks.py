@@ -22,10 +22,10 @@ from sklearn.model_selection import KFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from .catalogue import Catalogue, FitmatchError, select
+from .catalogue import Catalogue, FitmatchError
 from .embed import embed, encode_images
 from .encoders import load_encoder
-from .evaluate import _pair_measure, SCORERS, MatchingTask, auc_interval, by_category_pair, compare_matchers, find_groups, group_names, interval, matching_task, resample_groups, scoreboard
+from .evaluate import _pair_measure, SCORERS, MatchingTask, compare_matchers, find_groups, group_names, interval, matching_task, resample_groups, scoreboard
 from .images import ImageRefused, check_images
 from .match import Compatibility
 from .sources import read_amazon_graph, read_fashionvc, read_indico, read_triples
@@ -58,8 +58,7 @@ def _score_function(matcher):
     def score(query, candidate):
         photos, at = np.unique(query, return_inverse=True)
         if len(query)*20 < len(photos)*n: return matcher.predict_proba(np.column_stack([query, candidate]))[:, 1]
-        raw = np.mean([known.scores(matcher.items_.take(photos))/scale for known, scale in zip(matcher.against_, matcher.scales_)], axis=0)
-        return 1/(1 + np.exp(-(matcher.slope_*raw[at, candidate].astype(float) + matcher.intercept_)))
+        return 1/(1 + np.exp(-matcher.score_all(matcher.items_.take(photos))[at, candidate].astype(float)))
     score.gives_probabilities, score.matcher = True, matcher
     return score
 
@@ -74,6 +73,7 @@ def wardrobe_scorers(n_models:int=3) -> dict: # {name: scorer}
             "learned: picture": compatibility_scorer(columns=(), **plain), "learned: title": compatibility_scorer(False, columns=("title",), **plain),
             "oracle": oracle, **SCORERS}
 
+# %% ../nbs/10a_benchmarks.ipynb #5c3fb1a3
 def evaluate_wardrobe(
     seed:int=0,           # another seed draws another wardrobe
     n_products:int=3000,  # products drawn
@@ -103,6 +103,7 @@ def evaluate_wardrobe(
                 baselines={name: dict(auc=float(auc[name]), interval=_ends(table, name)) for name in SCORERS if name in table.index},
                 left_out=table.attrs["left_out"], counts=table.attrs["counts"], seconds=round(time.perf_counter() - begin, 1), table=table)
 
+# %% ../nbs/10a_benchmarks.ipynb #091827db
 def _ends(table, name) -> list: return [float(table["auc_low"][name]), float(table["auc_high"][name])]
 
 # %% ../nbs/10a_benchmarks.ipynb #54ecee5d
@@ -112,6 +113,7 @@ def _rows_of(triples:pd.DataFrame, row:dict, file) -> np.ndarray: # (t, 3)
     if not known.any(): raise FitmatchError(f"{file}: none of its {len(found)} triples names products of this catalogue")
     return found[known]
 
+# %% ../nbs/10a_benchmarks.ipynb #c6c216ea
 def triple_auc(
     score,              # function of (query rows, candidate rows)
     triples:np.ndarray, # (t, 3) rows: top, right bottom, other bottom
@@ -127,6 +129,7 @@ def triple_auc(
     low, high = interval((total @ W)/(count @ W))
     return dict(auc=float(won.mean()), low=low, high=high, n=len(triples))
 
+# %% ../nbs/10a_benchmarks.ipynb #baf5f2ba
 def fashionvc_baselines(
     catalogue:Catalogue, # of `read_fashionvc`
     pairs:np.ndarray,    # (p, 2) training pairs
@@ -149,6 +152,7 @@ def fashionvc_baselines(
     return {"random": lambda q, c: np.random.default_rng(random_state).random(n*3)[(q*31 + c) % (n*3)], "popularity": lambda q, c: bought[c], "never seen first": lambda q, c: (bought[c] == 0)*1.,
             "category prior": by_category, "category and colour prior": lambda q, c: by_category(q, c) + by_color(q, c), "pair features": lambda q, c: model.decision_function(features(q, c))}
 
+# %% ../nbs/10a_benchmarks.ipynb #ac3b4375
 def evaluate_fashionvc(
     data:str|Path,       # the folder of FashionVC
     test:str|Path|None=None, # a file of triples to judge by; default: the validation triples
@@ -185,6 +189,7 @@ def _indico(catalogue) -> tuple: # rows of shirts, rows of trousers, (s, p) bool
     if not len(shirts) or not len(trousers): raise FitmatchError(f"{catalogue.root} holds {len(shirts)} shirts and {len(trousers)} trousers: give the folder with training_shirts/, training_pants/ and the label file")
     return shirts, trousers, np.array([[asins[t] in chosen[s] for t in trousers] for s in shirts])
 
+# %% ../nbs/10a_benchmarks.ipynb #163f947e
 def label_scores(
     said:np.ndarray, # (s, p) booleans: what people said
     P:np.ndarray,    # (s, p) probabilities
@@ -204,6 +209,7 @@ def label_scores(
         warnings.simplefilter("ignore")                                    # a sample in which a label is all of one kind has no AUC
         return {name: float(measure(once)[0]) for name, measure in measures.items()} | {f"{name}_interval": [*interval(measure(W))] for name, measure in measures.items()}
 
+# %% ../nbs/10a_benchmarks.ipynb #71a90f24
 def _root_of(X): return np.sign(X)*np.sqrt(np.abs(X))
 
 def one_vs_rest(S:np.ndarray, said:np.ndarray, C:float=.03): # function of (m, d) vectors giving (m, p) probabilities
@@ -236,6 +242,7 @@ def _left_out_trousers(S, T, said, random_state) -> np.ndarray: # (s, p): each p
         for train, test in KFold(5, shuffle=True, random_state=random_state).split(S): P[test, j] = pair_model(S[train], T[others], said[train][:, others])(S[test], T[[j]])[:, 0]
     return P
 
+# %% ../nbs/10a_benchmarks.ipynb #64c6e888
 def _further_shirts(folder, trousers, encoder) -> tuple: # vectors, (m, p) booleans, their names, {name: why it was refused}
     "Shirts and what people said of them, from a folder with pictures `<id>.jpg` and a text of lines `<id>: [trousers]`"
     folder = Path(folder)
@@ -252,6 +259,7 @@ def _further_shirts(folder, trousers, encoder) -> tuple: # vectors, (m, p) boole
     if not good: raise FitmatchError(f"none of the {len(both)} shirts of {folder} could be opened: {next(iter(refused.values()))}")
     return np.concatenate(vectors), np.array([[t in said[name] for t in trousers] for name in good]), good, refused
 
+# %% ../nbs/10a_benchmarks.ipynb #e09b36f6
 def evaluate_indico(
     data:str|Path, # the folder with training_shirts/, training_pants/ and the label file
     encoder:str="fitmatch-cnn",
@@ -289,11 +297,11 @@ def fine_categories(
     common = [[w for w in row if count[w] >= least] for row in words]
     return [min(row, key=lambda w: (count[w], w)) if row else None for row in common]
 
+# %% ../nbs/10a_benchmarks.ipynb #da1b1010
 def evaluate_amazon_graph(
     data:str|Path,       # the folder of the 2014 graph
     regimes=("edges", "warm", "cold"), # see `matching_task`
     n_models:int=1,
-    most_pairs:int=60_000, # judged pairs a regime at most: photos are drawn until then
     random_state:int=0,
 ) -> dict: # auc and interval (cold, same category), n, baselines, table, seconds
     "Learned and baselines on a real graph, asked the easy and the honest way"

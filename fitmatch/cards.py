@@ -73,6 +73,7 @@ def check_workspace(
     if not read_notes(workspace): raise FitmatchError(f"{workspace} has no run.json: its run was not finished; run it again with 'fitmatch run SOURCE --out {workspace}'")
     return Path(workspace)
 
+# %% ../nbs/11a_cards.ipynb #2d648cf4
 def _workspace_shop(workspace:Path) -> Shop:
     "The shop of a workspace"
     catalogue, notes = load_catalogue(check_workspace(workspace)), read_notes(workspace)
@@ -90,6 +91,7 @@ def _with_matchers(shop:Shop, threshold:float=.5, why:str="", learned:Path|None=
         matchers["learned"] = Compatibility.load(learned, encoder=info.name, weights_sha256=shop.encoder.weights_sha256).index(shop.X, shop.catalogue)
     return replace(shop, matchers=matchers)
 
+# %% ../nbs/11a_cards.ipynb #9f72a923
 def _wardrobe_matcher(catalogue, X, encoder) -> Path:
     "What is learned of the drawn wardrobe, kept in the cache: it takes some seconds"
     seen = hashlib.sha256("".join([*catalogue.products["asin"], encoder.weights_sha256, __version__]).encode()).hexdigest()[:12]
@@ -102,6 +104,7 @@ def _wardrobe_matcher(catalogue, X, encoder) -> Path:
             Compatibility().fit(X, catalogue).save(path, encoder=encoder.info.name, weights_sha256=encoder.weights_sha256)
     return path
 
+# %% ../nbs/11a_cards.ipynb #fd9a7ec5
 def open_shop(
     workspace:str|Path|None=None, # made by `fitmatch run` or `fitmatch demo`; None: the drawn wardrobe
     n_products:int=1200,          # of the drawn wardrobe
@@ -479,6 +482,7 @@ def outfit_parts(
     out = {own, *{"dresses": ("tops", "bottoms"), "tops": ("dresses",), "bottoms": ("dresses",)}.get(own, ("dresses",))}
     return tuple(part for part in parts if part not in out)
 
+# %% ../nbs/11a_cards.ipynb #dbe30108
 def outfit_html(
     shop:Shop,  # the products
     product,    # asin of what one has
@@ -490,6 +494,7 @@ def outfit_html(
     heading = "A look, piece by piece" if look else "No piece goes with it: a look needs products of several labels, and each label is a piece."
     return strip_html([piece(product, "you have"), *(piece(asin, f"{part}, kept" if part in kept else part) for part, asin in look.items())], heading, large=True)
 
+# %% ../nbs/11a_cards.ipynb #18bb3d43
 def suggest_outfit(
     shop:Shop,       # products with labels
     q:np.ndarray,    # (1, d) vector of the photo

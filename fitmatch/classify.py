@@ -224,6 +224,18 @@ def _model_files(path) -> tuple: # Path of the numbers, Path of the JSON
     path = str(path).removesuffix(".safetensors").removesuffix(".json")
     return Path(path + ".safetensors"), Path(path + ".json")
 
+def _write_model(
+    path,         # with or without ".safetensors"
+    tensors:dict, # {name: tensor}
+    note:dict,    # what the JSON beside it says
+) -> Path: # of the safetensors file
+    "Numbers and JSON of a model, tied together by a checksum"
+    (numbers, about), data = _model_files(path), bytes_of({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+    text = json.dumps(note | dict(sha256=hashlib.sha256(data).hexdigest()), indent=1)
+    with writing(numbers) as partial: partial.write_bytes(data)
+    with writing(about) as partial: partial.write_text(text, encoding="utf-8")
+    return numbers
+
 # %% ../nbs/07_classify.ipynb #86ed759f
 class _Stored:
     "A fitted network on disk"
@@ -234,14 +246,9 @@ class _Stored:
     ) -> Path: # of the safetensors file
         "Writes the fitted classifier. Raises `FitmatchError` on a full or read-only disk"
         check_is_fitted(self)
-        numbers, about = _model_files(path)
-        data = bytes_of({name: tensor.detach().cpu().contiguous() for name, tensor in self.network_.state_dict().items()})
         parameters = self.get_params() | {"hidden": list(self.hidden), "random_state": self.random_state if isinstance(self.random_state, int) else None, "device": None}
-        text = json.dumps(dict(format="fitmatch classifier 1", encoder=encoder, weights_sha256=weights_sha256, sha256=hashlib.sha256(data).hexdigest(),
-            classes=self.classes_.tolist(), parameters=parameters, history=json.loads(self.history_.to_json(orient="records", double_precision=15))), indent=1)
-        with writing(numbers) as partial: partial.write_bytes(data)
-        with writing(about) as partial: partial.write_text(text, encoding="utf-8")
-        return numbers
+        return _write_model(path, self.network_.state_dict(), dict(format="fitmatch classifier 1", encoder=encoder, weights_sha256=weights_sha256,
+            classes=self.classes_.tolist(), parameters=parameters, history=json.loads(self.history_.to_json(orient="records", double_precision=15))))
 
     @classmethod
     def load(cls,

@@ -280,6 +280,7 @@ def _answer(found:dict, as_json:bool, table=None):
     if as_json: return _print_json(found)
     print(describe_benchmark(found) if table is None else table)
 
+# %% ../nbs/14_cli.ipynb #761751c0
 @evaluate_app.command("fashionvc")
 def evaluate_fashionvc_command(
     data: DataFolder,
@@ -290,6 +291,7 @@ def evaluate_fashionvc_command(
     from fitmatch.benchmarks import evaluate_fashionvc
     _answer(evaluate_fashionvc(data, test), as_json)
 
+# %% ../nbs/14_cli.ipynb #0782391b
 @evaluate_app.command("wardrobe")
 def evaluate_wardrobe_command(
     seed: Annotated[int, typer.Option("--seed", min=0, help="Another seed draws another wardrobe.")] = 0,
@@ -302,6 +304,7 @@ def evaluate_wardrobe_command(
     from fitmatch.benchmarks import evaluate_wardrobe
     _answer(evaluate_wardrobe(seed, products, encoder=encoder, regime=regime, progress=not as_json), as_json)
 
+# %% ../nbs/14_cli.ipynb #03209e0e
 @evaluate_app.command("indico")
 def evaluate_indico_command(
     data: DataFolder,
@@ -316,6 +319,7 @@ def evaluate_indico_command(
     lines = [f"{name:18}" + "".join(f"{f[key]:10.3f}" for key in ("label_accuracy", "macro_auc", "micro_auc")) for name, f in found.items() if isinstance(f, dict) and "micro_auc" in f]
     _answer(found, as_json, "\n".join([f"indico, {found['judged']}", f"{'':18}{'accuracy':>10}{'macro AUC':>10}{'micro AUC':>10}", *lines]))
 
+# %% ../nbs/14_cli.ipynb #01e7ef60
 @evaluate_app.command("amazon-graph")
 def evaluate_amazon_graph_command(data: DataFolder, as_json: JsonFlag = False):
     "A real co-purchase graph, asked the easy and the honest way."

@@ -18,9 +18,8 @@ import torch.nn.functional as F
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
-from .catalogue import FitmatchError
 from .classify import _one_thread
-from .features import Featurizer, ItemFeatures
+from .features import ItemFeatures
 
 # %% ../nbs/08b_compatibility.ipynb #34a590e2
 RARITIES = (10, 30, 100, 300, 1000, 3000) # products a word stands in: the borders between the seven kinds of shared words

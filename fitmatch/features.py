@@ -146,4 +146,5 @@ class Featurizer(_Picture, TransformerMixin, BaseEstimator):
         columns = [[place.get(value, len(place)) for value in column_values(products, column)] for place, column in zip(places, self.value_columns)]
         return np.array(columns, dtype=np.int64).reshape(len(columns), len(products)).T
 
+# %% ../nbs/08a_features.ipynb #b6a6c1b1
 def _commonest(values, k) -> list: return [value for value, _ in Counter(v for v in sorted(values) if v).most_common(k)]

@@ -15,14 +15,14 @@ import numpy as np
 import pandas as pd
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load as tensors_of, save as bytes_of
+from safetensors.torch import load as tensors_of
 from sklearn.base import BaseEstimator
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.utils.validation import check_is_fitted
 
-from .catalogue import Catalogue, FitmatchError, writing
-from .classify import _model_files, _refuse_other_encoder
+from .catalogue import Catalogue, FitmatchError
+from .classify import _model_files, _refuse_other_encoder, _write_model
 from .compatibility import AgainstAll, PairNetwork, KnownPairs, score_pairs_with, train_network, with_wrong_answers
 from .encoders import pick_device
 from .features import VALUE_COLUMNS, WORD_COLUMNS, Featurizer, ItemFeatures
@@ -301,15 +301,21 @@ class _Asked(_Purchases):
         votes = [pd.Series(self.labels_[self.rows_[i]], dtype=object).dropna().mode() for i in index]
         return [vote.iloc[0] if len(vote) else None for vote in votes]
 
+    def score_all(self,
+        items:ItemFeatures, # m products
+    ) -> np.ndarray: # (m, n) log-odds
+        "How well every indexed product goes with each of some products"
+        return self.slope_*np.mean([known.scores(items)/scale for known, scale in zip(self.against_, self.scales_)], axis=0) + self.intercept_
+
     def probabilities(self, Q=None, queries=None, products=None) -> np.ndarray: # (m, n) float32
         "The probability of every product for every photo, lower where the two labels are seldom bought together; see `match` for the arguments"
         check_is_fitted(self, "items_")
         items = self._photos(Q, queries, products)
-        score = np.mean([known.scores(items)/scale for known, scale in zip(self.against_, self.scales_)], axis=0)
         place = [*self.value_columns].index("ground_truth") if "ground_truth" in self.value_columns else None
         lift = 1. if place is None else self.lift_[items.values[:, place]][:, self.items_.values[:, place]]
-        return lift/(1 + np.exp(-(self.slope_*score + self.intercept_)))
+        return lift/(1 + np.exp(-self.score_all(items)))
 
+# %% ../nbs/09_match.ipynb #a8d1d636
 def _replaced(items, rows, known, keep_picture, nothing) -> ItemFeatures:
     "`items` with some rows known better; tables of words are as wide as the wider one"
     width = max(items.words.shape[1], known.words.shape[1])
@@ -318,6 +324,48 @@ def _replaced(items, rows, known, keep_picture, nothing) -> ItemFeatures:
     words[rows], weights[rows], values[rows] = wide(known.words, nothing), wide(known.weights, 0), known.values
     if not keep_picture: picture[rows] = known.picture
     return ItemFeatures(words, weights, picture, values)
+
+# %% ../nbs/09_match.ipynb #09c00019
+class _Suggesting(_Asked):
+    "The table of suggestions"
+    def match(self,
+        Q=None,        # (m, d) embeddings of photos; None to ask for products by name, or by words alone
+        queries=None,  # (m,) names; a product's own asin keeps its group out and lends its words
+        products=None, # m rows with what is known of the photos: title, category, color, ground_truth
+        category=None, # suggest only products of this label, or of these
+        top=None,      # matches a photo; default: `self.top`
+    ) -> pd.DataFrame: # the columns `MATCH_COLUMNS`; score is the probability, via None where no neighbour was bought with the match
+        "The likeliest matches of every photo, best first"
+        p = self.probabilities(Q, queries, products)
+        own, allowed = self._groups_of(queries, len(p)), self._allowed(category)
+        p[(self.groups_[None] == own[:, None]) | ~allowed[None]] = -1
+        k = min(top or self.top, p.shape[1])
+        best = np.argsort(-p, axis=1, kind="stable")[:, :k]
+        query, place = np.nonzero(np.take_along_axis(p, best, axis=1) >= 0)
+        match = best[query, place]
+        names = np.arange(len(p)) if queries is None else np.asarray(queries, dtype=object)
+        via, similarity = self._spoken_for(Q, queries, query, match)
+        score = p[query, match]
+        return pd.DataFrame(dict(zip(MATCH_COLUMNS, (names[query], via, self.asins_[match], similarity, score, self.decide(score)))))
+
+    def _allowed(self, category) -> np.ndarray:
+        if category is None: return np.ones(len(self.asins_), dtype=bool)
+        wanted = {category} if isinstance(category, str) else set(category)
+        if not wanted & {*self.labels_}: raise FitmatchError(f"no product has the category {', '.join(map(str, wanted))}: there are {', '.join(sorted({str(l) for l in self.labels_ if isinstance(l, str)})) or 'no labels'}")
+        return np.isin(self.labels_.astype(str), [*wanted])
+
+    def _spoken_for(self, Q, queries, query, match) -> tuple:
+        "For each match the nearest neighbour of the photo that was bought with it, and its cosine; None and NaN where there is none"
+        via, similarity = np.full(len(query), None, dtype=object), np.full(len(query), np.nan)
+        if Q is None or self.X_.shape[1] != np.shape(Q)[1] or not np.isfinite(Q).all() or not len(self.targets_): return via, similarity
+        near, index = self.neighbours(Q, queries)
+        n = len(self.asins_)
+        bought = np.unique(np.repeat(np.arange(n), np.diff(self.offsets_))*n + self.targets_)
+        for place in range(index.shape[1] - 1, -1, -1):                     # the nearest has the last word
+            neighbour = index[query, place]
+            speaks = (neighbour >= 0) & np.isin(neighbour*n + match, bought)
+            via[speaks], similarity[speaks] = self.asins_[neighbour[speaks]], near[query, place][speaks]
+        return via, similarity
 
 # %% ../nbs/09_match.ipynb #09c00010
 class _Kept:
@@ -329,19 +377,14 @@ class _Kept:
     ):
         "Writes what was learned, not the products. Raises `FitmatchError` on a full or read-only disk"
         check_is_fitted(self, "networks_")
-        numbers, about = _model_files(path)
         featurizer = self.featurizer_
-        tensors = {f"{i}.{name}": t.detach().cpu().contiguous() for i, net in enumerate(self.networks_) for name, t in net.state_dict().items()}
+        tensors = {f"{i}.{name}": t for i, net in enumerate(self.networks_) for name, t in net.state_dict().items()}
         tensors |= {"judged.probability": torch.from_numpy(self.judged_[0].copy()), "judged.truth": torch.from_numpy(self.judged_[1].copy())}
         tensors["lift"] = torch.from_numpy(self.lift_)
         tensors |= {f"features.{name}": torch.from_numpy(np.ascontiguousarray(getattr(featurizer, name + "_"))) for name in ("counts", "mean", "scale", "axes")}
-        data = bytes_of(tensors)
-        note = dict(format="fitmatch compatibility 1", encoder=encoder, weights_sha256=weights_sha256, sha256=hashlib.sha256(data).hexdigest(),
-                    parameters=self.get_params() | {"device": None}, featurizer=featurizer.get_params(), words=featurizer.words_, values=featurizer.values_, scales=[float(s) for s in self.scales_],
-                    **{name: float(getattr(self, name + "_")) for name in _LEARNED}, history=json.loads(self.history_.to_json(orient="records", double_precision=15)))
-        with writing(numbers) as partial: partial.write_bytes(data)
-        with writing(about) as partial: partial.write_text(json.dumps(note, indent=1), encoding="utf-8")
-        return numbers
+        return _write_model(path, tensors, dict(format="fitmatch compatibility 1", encoder=encoder, weights_sha256=weights_sha256, parameters=self.get_params() | {"device": None},
+            featurizer=featurizer.get_params(), words=featurizer.words_, values=featurizer.values_, scales=[float(s) for s in self.scales_],
+            **{name: float(getattr(self, name + "_")) for name in _LEARNED}, history=json.loads(self.history_.to_json(orient="records", double_precision=15))))
 
     @classmethod
     def load(cls,
@@ -378,8 +421,32 @@ class _Kept:
 
 _LEARNED = ("slope", "intercept", "threshold", "precision", "skip_below", "auc")
 
+# %% ../nbs/09_match.ipynb #09c00020
+class _Calibrated:
+    "Networks, and what turns their scores into probabilities"
+    def _network(self, i) -> PairNetwork:
+        f = self.featurizer_
+        return PairNetwork(f.counts_, f.axes_.shape[1], [len(v) for v in f.values_], self.rank, self.symmetric, self.random_state + i).to(pick_device(self.device or "cpu"))
+
+    def _calibrate(self, items, lessons):
+        "Scores to probabilities, probabilities to decisions, on the held-out pairs"
+        query, candidate, truth = lessons.judged
+        self.scales_ = [1.]*len(self.networks_)
+        self.scales_ = [max(1e-6, float(score_pairs_with(net, items.take(query), items.take(candidate)).std())) for net in self.networks_]
+        score = self._score(items, query, candidate)
+        logistic = LogisticRegression(C=1e3).fit(score[:, None], truth)
+        self.slope_, self.intercept_ = float(logistic.coef_[0, 0]), float(logistic.intercept_[0])
+        p = 1/(1 + np.exp(-(self.slope_*score + self.intercept_)))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            self.threshold_, self.precision_ = threshold_for_precision(p, truth, self.precision)
+        self.notes_ = [str(w.message) for w in caught]
+        self.skip_below_ = min(self.threshold_, float(np.quantile(p[truth], .1)))
+        few = slice(None, None, -(-len(p)//20_000))
+        self.auc_, self.judged_ = float(roc_auc_score(truth, p)), (p[few].astype(np.float32), np.asarray(truth)[few])
+
 # %% ../nbs/09_match.ipynb #09c00011
-class Compatibility(_Fitted, _Kept, _Asked):
+class Compatibility(_Calibrated, _Fitted, _Kept, _Suggesting):
     "Learns from purchases what goes with what: probability, decision, and an answer for products nobody has bought yet"
     def __init__(self,
         columns=WORD_COLUMNS,        # columns whose words are read
@@ -429,63 +496,3 @@ class Compatibility(_Fitted, _Kept, _Asked):
         lift = rate/np.maximum(rate[:, :n].max(axis=1, keepdims=True, initial=0), 1e-12)
         lift[n], lift[:, n] = 1, 1
         return np.minimum(lift, 1)
-
-    def _network(self, i) -> PairNetwork:
-        f = self.featurizer_
-        return PairNetwork(f.counts_, f.axes_.shape[1], [len(v) for v in f.values_], self.rank, self.symmetric, self.random_state + i).to(pick_device(self.device or "cpu"))
-
-    def _calibrate(self, items, lessons):
-        "Scores to probabilities, probabilities to decisions, on the held-out pairs"
-        query, candidate, truth = lessons.judged
-        self.scales_ = [1.]*len(self.networks_)
-        self.scales_ = [max(1e-6, float(score_pairs_with(net, items.take(query), items.take(candidate)).std())) for net in self.networks_]
-        score = self._score(items, query, candidate)
-        logistic = LogisticRegression(C=1e3).fit(score[:, None], truth)
-        self.slope_, self.intercept_ = float(logistic.coef_[0, 0]), float(logistic.intercept_[0])
-        p = 1/(1 + np.exp(-(self.slope_*score + self.intercept_)))
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            self.threshold_, self.precision_ = threshold_for_precision(p, truth, self.precision)
-        self.notes_ = [str(w.message) for w in caught]
-        self.skip_below_ = min(self.threshold_, float(np.quantile(p[truth], .1)))
-        few = slice(None, None, -(-len(p)//20_000))
-        self.auc_, self.judged_ = float(roc_auc_score(truth, p)), (p[few].astype(np.float32), np.asarray(truth)[few])
-
-    def match(self,
-        Q=None,        # (m, d) embeddings of photos; None to ask for products by name, or by words alone
-        queries=None,  # (m,) names; a product's own asin keeps its group out and lends its words
-        products=None, # m rows with what is known of the photos: title, category, color, ground_truth
-        category=None, # suggest only products of this label, or of these
-        top=None,      # matches a photo; default: `self.top`
-    ) -> pd.DataFrame: # the columns `MATCH_COLUMNS`; score is the probability, via None where no neighbour was bought with the match
-        "The likeliest matches of every photo, best first"
-        p = self.probabilities(Q, queries, products)
-        own, allowed = self._groups_of(queries, len(p)), self._allowed(category)
-        p[(self.groups_[None] == own[:, None]) | ~allowed[None]] = -1
-        k = min(top or self.top, p.shape[1])
-        best = np.argsort(-p, axis=1, kind="stable")[:, :k]
-        query, place = np.nonzero(np.take_along_axis(p, best, axis=1) >= 0)
-        match = best[query, place]
-        names = np.arange(len(p)) if queries is None else np.asarray(queries, dtype=object)
-        via, similarity = self._spoken_for(Q, queries, query, match)
-        score = p[query, match]
-        return pd.DataFrame(dict(zip(MATCH_COLUMNS, (names[query], via, self.asins_[match], similarity, score, self.decide(score)))))
-
-    def _allowed(self, category) -> np.ndarray:
-        if category is None: return np.ones(len(self.asins_), dtype=bool)
-        wanted = {category} if isinstance(category, str) else set(category)
-        if not wanted & {*self.labels_}: raise FitmatchError(f"no product has the category {', '.join(map(str, wanted))}: there are {', '.join(sorted({str(l) for l in self.labels_ if isinstance(l, str)})) or 'no labels'}")
-        return np.isin(self.labels_.astype(str), [*wanted])
-
-    def _spoken_for(self, Q, queries, query, match) -> tuple:
-        "For each match the nearest neighbour of the photo that was bought with it, and its cosine; None and NaN where there is none"
-        via, similarity = np.full(len(query), None, dtype=object), np.full(len(query), np.nan)
-        if Q is None or self.X_.shape[1] != np.shape(Q)[1] or not np.isfinite(Q).all() or not len(self.targets_): return via, similarity
-        near, index = self.neighbours(Q, queries)
-        n = len(self.asins_)
-        bought = np.unique(np.repeat(np.arange(n), np.diff(self.offsets_))*n + self.targets_)
-        for place in range(index.shape[1] - 1, -1, -1):                     # the nearest has the last word
-            neighbour = index[query, place]
-            speaks = (neighbour >= 0) & np.isin(neighbour*n + match, bought)
-            via[speaks], similarity[speaks] = self.asins_[neighbour[speaks]], near[query, place][speaks]
-        return via, similarity

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fitmatch.benchmarks import evaluate_amazon_graph, evaluate_fashionvc, evaluate_indico, evaluate_wardrobe, triple_auc
+from fitmatch.benchmarks import evaluate_amazon_graph, evaluate_fashionvc, evaluate_indico, triple_auc
 from fitmatch.catalogue import FitmatchError
 from fitmatch.cli import run_command_line
 

@@ -215,7 +215,7 @@ def test_a_threshold_for_a_precision_is_the_lowest_that_has_it():
     for _ in range(30):
         truth = draw.random(80) < .5
         scores = np.round(truth + draw.normal(0, 1, 80), 1)
-        wanted, (threshold, reached) = .75, threshold_for_precision(scores, truth, .6, least=5)
+        threshold, reached = threshold_for_precision(scores, truth, .6, least=5)
         fine = [t for t in np.unique(scores) if (scores >= t).sum() >= 5 and truth[scores >= t].mean() >= .6]
         assert threshold == min(fine) and reached == truth[scores >= threshold].mean()
     curve = precision_curve(scores, truth)

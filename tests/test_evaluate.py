@@ -10,9 +10,8 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from torchmetrics.classification import BinaryCalibrationError
 from torchmetrics.retrieval import RetrievalMRR, RetrievalNormalizedDCG, RetrievalRecall
 
-from fitmatch.catalogue import Catalogue, FitmatchError
-from fitmatch.evaluate import (METRICS, PARTS, REGIMES, SCORERS, _calibration_measure, _pair_measure, ask, auc_interval, by_category_pair, by_warmth, category_prior_scorer,
-                               compare_matchers, cosine_scorer, counted_pairs, evaluate_matching, find_groups, find_leaks, fit_scorers, fitb_shares, full_rankings, interval,
+from fitmatch.catalogue import FitmatchError
+from fitmatch.evaluate import (METRICS, PARTS, REGIMES, SCORERS, _calibration_measure, _pair_measure, ask, auc_interval, by_category_pair, by_warmth, compare_matchers, cosine_scorer, counted_pairs, evaluate_matching, find_groups, find_leaks, fitb_shares, full_rankings, interval,
                                known_part, list_diversity, matching_task, matching_tasks, measure_scorer, plot_scoreboard, popularity_scorer, purchase_pairs, random_scorer,
                                rank_rows, readable, resample_groups, scoreboard, split_counts, split_edges, split_items, task_leaks, top_chances, training_examples)
 from test_match_evaluate import shop

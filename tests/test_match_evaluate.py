@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from fitmatch.catalogue import Catalogue, FitmatchError
+from fitmatch.catalogue import Catalogue
 from fitmatch.evaluate import auc_interval, category_prior_scorer, evaluate_matching, item_groups, matching_task, random_negatives
 from fitmatch.match import AlsoBuyMatcher, choose_threshold, score_pairs
 

@@ -11,7 +11,7 @@ from fitmatch.catalogue import Catalogue, FitmatchError
 from fitmatch.encoders import load_encoder
 from fitmatch.match import AlsoBuyMatcher, Compatibility
 from fitmatch.outfits import (build_outfit, collapse_duplicates, diversify, explain, lean_towards, more_like, one_per_category, product_groups,
-                              product_labels, product_vectors, score_parts, suggest, where_it_looked, without)
+                              product_labels, score_parts, suggest, where_it_looked, without)
 
 PARTS = ["bottoms", "shoes", "accessories"]
 NASTY = "<script>alert('x')</script> $x$ & <b>"
