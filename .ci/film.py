@@ -165,7 +165,7 @@ def play(film, photo):
     drop(page, photo)
     film.settle(before, 1800)
 
-    film.say("… and which shoes?")
+    film.say("… and which shoes go with it?")
     film.to(show)
     film.tap(click=False)                # the list of a <select> is drawn by the system, outside the page
     before = film.cards()
@@ -176,7 +176,7 @@ def play(film, photo):
 def unseen_photo(folder):
     "A drawn photo of a product that is not in the shop"
     products = draw_wardrobe(120, random_state=7, dirty=False, root=Path(folder) / "others").products
-    r = products[products["ground_truth"] == "dresses"].iloc[0]
+    r = products[(products["ground_truth"] == "dresses") & (products["color"] == "rust")].iloc[0]
     path = Path(folder) / "holiday.jpg"
     draw_product(r["silhouette"], r["style"], r["color"], r["pattern"], r["seed"], 400).save(path, quality=92)
     return path
