@@ -4,13 +4,15 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 OUT ?= fitmatch-demo
 
-.PHONY: help demo test bench lab readme clean
+.PHONY: help demo test bench lab readme film slides clean
 help:
 	@echo "make demo   install into $(VENV) and run everything on the bundled wardrobe"
 	@echo "make test   install and run every notebook and every test"
 	@echo "make bench  install the peers, measure against them, keep benchmarks/RESULTS.md (half an hour; ONLY=topk,pca for some, PHOTOS=folder for pictures)"
 	@echo "make lab    install and open JupyterLab on nbs/"
 	@echo "make readme write README.md anew from nbs/index.ipynb"
+	@echo "make film   record the README's film of the demo anew (needs chromium)"
+	@echo "make slides write the slides as slides.html and slides.pptx with pandoc, where Quarto is not at hand"
 	@echo "make clean  remove $(VENV) and what was built"
 
 $(BIN)/python:
@@ -44,6 +46,12 @@ lab: $(VENV)/.installed-dev
 
 readme: $(VENV)/.installed-dev
 	$(BIN)/python .ci/readme.py
+
+film: $(VENV)/.installed-dev
+	$(BIN)/python .ci/film.py
+
+slides: $(BIN)/python
+	$(BIN)/python .ci/slides.py
 
 clean:
 	rm -rf $(VENV) _docs _proc build *.egg-info
