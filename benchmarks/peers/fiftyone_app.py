@@ -9,7 +9,7 @@ import pandas as pd
 folder, port = sys.argv[1:]
 table = pd.read_parquet(f"{folder}/wardrobe.parquet")
 dataset = fo.Dataset("wardrobe", overwrite=True)
-dataset.add_samples([fo.Sample(filepath=r.path, asin=r.asin, title=r.title, label=fo.Classification(label=r.ground_truth), also_buy=list(r.also_buy)) for r in table.itertuples()])
+dataset.add_samples([fo.Sample(filepath=r.path, asin=r.asin, title=str(r.title or ""), label=fo.Classification(label=r.ground_truth), also_buy=list(r.also_buy)) for r in table.itertuples()])
 X = np.stack(table["vector"])
 fob.compute_visualization(dataset, embeddings=X, method="pca", brain_key="map")
 fob.compute_similarity(dataset, embeddings=X, brain_key="near", backend="sklearn")
