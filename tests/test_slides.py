@@ -53,3 +53,11 @@ def test_the_film():
         film.seek(i)
         seconds += film.info["duration"]/1000
     assert 12 < seconds < 25
+
+
+def test_the_comparison_counts_lines_as_they_are():
+    page = (ROOT/"nbs"/"compare.qmd").read_text(encoding="utf-8")
+    for quoted, name in re.findall(r"(\d+) lines, \[`(\w+\.py)`\]", page):
+        lines = (ROOT/"benchmarks"/"peers"/name).read_text(encoding="utf-8").splitlines()
+        assert int(quoted) == sum(bool(line.strip()) and not line.startswith('"""') for line in lines), name
+    assert page.count(".py`](") == 2

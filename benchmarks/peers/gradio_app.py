@@ -37,4 +37,5 @@ with gr.Blocks(title="wardrobe") as demo:
     asked = gr.Dropdown([(f"{t} · {a}", a) for t, a in zip(table["title"], table["asin"])], label="product")
     outputs = [gr.Image(label="asked about", height=240), gr.Gallery(label="looks like it", columns=5), gr.Gallery(label="goes with it", columns=8)]
     asked.change(answer, asked, outputs)
+    demo.load(answer, asked, outputs)
 demo.launch(server_name="127.0.0.1", server_port=int(port), allowed_paths=[folder])
