@@ -207,7 +207,7 @@ def record(workspace, folder):
     with served(workspace, Path(folder) / "app.log") as url, sync_playwright() as p:
         browser = p.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-lcd-text"])
         page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT}, color_scheme="light")
-        page.goto(url)
+        page.goto(url, timeout=120_000)
         page.wait_for_selector(".fm-tiles figure", timeout=90_000)
         page.wait_for_timeout(800)
         page.add_style_tag(content=".jp-RenderedMarkdown { display: none }")     # the heading: the README has its own

@@ -89,7 +89,7 @@ def measure(name, python, workspace, folder, browser, shots, hostile):
             try: urllib.request.urlopen(url, timeout=2).close(); break
             except OSError: time.sleep(.1)
             if time.perf_counter() - begin > 150: return None, [log.read_text()[-600:]]
-        page.goto(url)
+        page.goto(url, timeout=120_000)
         try: page.wait_for_selector(READY[name], state="attached", timeout=90_000)
         except Exception as e: seen.append(f"not ready: {type(e).__name__}")
         seconds = time.perf_counter() - begin
