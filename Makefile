@@ -12,7 +12,7 @@ help:
 	@echo "make lab    install and open JupyterLab on nbs/"
 	@echo "make readme write README.md anew from nbs/index.ipynb"
 	@echo "make film   record the README's film of the demo anew (needs chromium)"
-	@echo "make slides write the slides as slides.html and slides.pptx with pandoc, where Quarto is not at hand"
+	@echo "make slides draw the pictures of the slides anew, after figures in the README have changed"
 	@echo "make clean  remove $(VENV) and what was built"
 
 $(BIN)/python:
@@ -50,7 +50,7 @@ readme: $(VENV)/.installed-dev
 film: $(VENV)/.installed-dev
 	$(BIN)/python .ci/film.py
 
-slides: $(BIN)/python
+slides: $(VENV)/.installed-dev
 	$(BIN)/python .ci/slides.py
 
 clean:
