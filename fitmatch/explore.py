@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PALETTE', 'SYMBOLS', 'label_styles', 'cluster_curve', 'plot_cluster_curve', 'cluster', 'assign_labels',
            'cluster_scores', 'cluster_summary', 'gallery', 'cluster_rows', 'cluster_galleries', 'plotly_text',
-           'catalogue_map', 'thumbnails', 'map_html']
+           'catalogue_map', 'thumbnails', 'map_html', 'map_picture']
 
 # %% ../nbs/06_explore.ipynb #2bac5bef
 import base64
@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from matplotlib.figure import Figure
+from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from scipy.optimize import linear_sum_assignment
@@ -308,7 +309,7 @@ def _links(
     name:str,  # what the panel calls them
     table,     # (similarity, row numbers), both (n, k), as of `NearestItems`; or a table query, neighbour, similarity or query, match, score, decision
     catalogue:Catalogue,
-    most:int=8,# of each product
+    most:int=12,# of each product
     map:int|None=None, # the map they are the nearest of; None: of no map
 ) -> dict: # what the page reads
     "For each product the row numbers of others, best first"
@@ -372,7 +373,7 @@ def catalogue_map(
         figure.add_traces(_traces(found.points[:, :dims], values, texts, catalogue, f"{plotly_text(view)} " if numbered else "", not meta))
         meta[str(view)] = {"traces": list(range(first, len(figure.data))), "values": [None if pd.isna(v) else str(v) for v in values]}
     names, note = _map_words(found, dims)
-    links = [_links(name, table, catalogue, map=at) for name, table, at in (("nearest", neighbours, 0), ("goes with it", matches, None)) if table is not None]
+    links = [_links(name, table, catalogue, most, at) for name, table, most, at in (("nearest", neighbours, 12, 0), ("goes with it", matches, 8, None)) if table is not None]
     items = [[str(a), _shorten(t, 120)] for a, t in zip(catalogue.products["asin"], catalogue.products["title"])]
     return figure.update_layout(**_map_layout(names, height), meta={"views": meta, "items": items, "links": links, "note": note})
 
@@ -415,7 +416,7 @@ def thumbnails(
 # %% ../nbs/06_explore.ipynb #55a26cee
 def _map_pack(
     figures:dict, # {name: figure of `catalogue_map`}, of the same products
-    channel,      # as for `map_html`
+    channel, words:str, # as for `map_html`
 ) -> dict:
     "What the page's script reads: dots, texts and values once, however many views there are"
     metas = [figure.layout.meta or {} for figure in figures.values()]
@@ -428,11 +429,13 @@ def _map_pack(
         shown = figure.to_plotly_json()
         layout = {key: value for key, value in shown["layout"].items() if key != "meta"}
         data = [{key: value for key, value in trace.items() if key not in ("x", "y", "z", "text", "hovertemplate")} for trace in shown["data"]]
-        maps.append({"name": str(name or ""), "points": points.T.tolist(), "figure": {"data": data, "layout": layout}})
+        maps.append({"name": str(name or ""), "note": figure.layout.meta["note"], "points": points.T.tolist(), "figure": {"data": data, "layout": layout}})
     for view, meta in first["views"].items():
         codes, names = pd.factorize(np.array(meta["values"], dtype=object))
         views[view] = {"traces": meta["traces"], "codes": codes.tolist(), "names": names.tolist()}
-    return {"maps": maps, "items": first["items"], "views": views, "links": [link for meta in metas for link in meta["links"]], "note": first["note"], "channel": channel}
+    side = len(maps) > 1
+    near = [{**link, "map": i, "name": f"nearest by {maps[i]['name']}" if side else link["name"]} for i, meta in enumerate(metas) for link in meta["links"] if link["map"] is not None]
+    return {"maps": maps, "items": first["items"], "views": views, "links": near + [link for link in first["links"] if link["map"] is None], "words": words, "channel": channel}
 
 # %% ../nbs/06_explore.ipynb #06000004
 def map_html(
@@ -442,10 +445,11 @@ def map_html(
     full:bool=False,   # a whole HTML page, not a part of one
     script:bool=True,  # False leaves style and script to the page that holds several maps
     still=None,        # a `Figure` such as of `map_picture`, or one a map: seen until the map is drawn, and where scripts are not allowed
+    words:str="",      # a sentence above
     channel:str|None=None, # class of a hidden field, or name of a Colab callback, that is told what is chosen
 ) -> str: # HTML
     "The map with a panel that shows the product pointed at: for a notebook, a page, or a file"
-    pack = _map_pack(fig if isinstance(fig, dict) else {None: fig}, channel)
+    pack = _map_pack(fig if isinstance(fig, dict) else {None: fig}, channel, words)
     n = len(pack["items"])
     sheets = repacked([""]*n if thumbs is None else thumbs)
     if len(sheets.places) != n: raise FitmatchError(f"{len(sheets.places)} pictures do not fit {n} products: picture_sheets(catalogue) of the same rows")
@@ -458,3 +462,49 @@ def _still(figure:Figure) -> str:
     figure.savefig(buffer, format="png", dpi=80)
     Image.open(buffer).convert("RGB").save(packed, "WEBP", quality=60)
     return data_uri(packed.getvalue())
+
+# %% ../nbs/06_explore.ipynb #06000007
+_MARKERS = {"circle": "o", "square": "s", "diamond": "D", "cross": "P"}
+
+def _spread(
+    places:np.ndarray, # (n, 2) pixels
+    side:float,        # of a square around each
+    most:int,
+    random_state:int,
+) -> list: # row numbers
+    "Products drawn at random whose squares do not overlap"
+    chosen = []
+    for i in np.random.default_rng(random_state).permutation(len(places)):
+        if len(chosen) < most and all(np.abs(places[i] - places[j]).max() > side for j in chosen): chosen.append(int(i))
+    return chosen
+
+def map_picture(
+    X,                    # as for `catalogue_map`
+    catalogue:Catalogue,  # row i belongs to row i
+    color="ground_truth", # a column's name, or an array (n,)
+    method:str="pca",     # as for `catalogue_map`
+    pictures:int=40,      # with a picture at most
+    side:int=40,          # pixels of a picture
+    size:tuple=(8, 4.6),  # inches
+    random_state:int=0,   # of the choice of pictures, and of umap and tsne
+) -> Figure:
+    "The map as a drawing, with a picture wherever there is room for one"
+    found, values = _placed_points(X, len(catalogue), 2, method, random_state), _colour_column(color, catalogue)
+    fig, axis = plt.subplots(figsize=size, layout="constrained")
+    order = _value_order(values, catalogue)
+    for value, (colour, symbol) in label_styles(catalogue.labels if set(order) <= set(catalogue.labels) else order).items():
+        shape, open_ = _MARKERS[symbol.partition("-")[0]], "open" in symbol
+        if (values == value).any(): axis.scatter(*found.points[values == value, :2].T, s=16, marker=shape, edgecolors=colour, facecolors="none" if open_ else colour, linewidths=1, label=f"{value}".replace("$", r"\$"))
+    names, _ = _map_words(found, 2)
+    axis.set(xticks=[], yticks=[], xlabel=names[0], ylabel=names[1])
+    axis.spines[:].set_visible(False)
+    axis.legend(loc="upper center", bbox_to_anchor=(.5, -.08), ncols=7, fontsize=7, frameon=False, handletextpad=.1, columnspacing=1)
+    axis.margins(.07)
+    fig.draw_without_rendering()
+    for i in _spread(axis.transData.transform(found.points[:, :2]), 1.15*side*fig.dpi/80, pictures, random_state):
+        try: image = open_image(catalogue.image_path(i), max_side=2*side)
+        except ImageRefused: continue
+        image.thumbnail((2*side, 2*side))
+        axis.add_artist(AnnotationBbox(OffsetImage(np.asarray(image), zoom=side/160*1.8), found.points[i, :2], pad=.1, bboxprops={"edgecolor": "#888888", "linewidth": .6}))
+    plt.close(fig)
+    return fig

@@ -37,12 +37,14 @@ def _tile(
     source,   # what `open_image` takes
     side:int, # pixels
 ): # ((side, side, 3) uint8, (width, height)), None where it cannot be opened
-    "A picture in the corner of a square; its last row and column go on, so that no edge costs anything"
+    "A picture in the corner of a square of its mean colour, which costs less than white"
     try: image = open_image(source, max_side=2*side).copy()
     except ImageRefused: return None
     image.thumbnail((side, side), Image.Resampling.LANCZOS)
-    pixels = np.asarray(image)
-    return np.pad(pixels, ((0, side - image.height), (0, side - image.width), (0, 0)), mode="edge"), image.size
+    tile, pixels = np.empty((side, side, 3), np.uint8), np.asarray(image)
+    tile[:] = pixels.mean(axis=(0, 1))
+    tile[:image.height, :image.width] = pixels
+    return tile, image.size
 
 def _sheet(
     tiles:list,  # (side, side, 3) each
@@ -57,12 +59,19 @@ def _sheet(
     return data_uri(buffer.getvalue())
 
 # %% ../nbs/05c_mappage.ipynb #05c00009
+TILES = (160, 128, 112, 96, 88, 80, 72, 64, 56, 48, 40, 32)
+
 def pack_pictures(
-    sources,        # what `open_image` takes, one a product; None where there is none
-    tile:int=80,    # pixels of the longer side
-    quality:int=72, # of the WebP, 1 to 100
+    sources,            # what `open_image` takes, one a product; None where there is none
+    tile:int|None=None, # pixels of the longer side; default: the largest of `TILES` that keeps to the budget
+    budget:float=5.5e6, # characters in the page for all of them together
+    quality:int=72,     # of the WebP, 1 to 100
 ) -> Sheets:
     "Every picture opened, made small and encoded anew, at most one sheet of pixels in memory"
+    if tile is None:
+        probe = [sources[i] for i in sample_rows(len(sources), 60)]
+        fits = lambda side: len(pack_pictures(probe, side, quality=quality))/max(len(probe), 1)*len(sources) <= .95*budget
+        tile = next((side for side in TILES if fits(side)), TILES[-1])
     columns, seen, uris, places, sizes, waiting = max(1, 1024//tile), {}, [], [], [], []
     for found in map_ahead(lambda source: None if source is None else _tile(source, tile), sources):
         if found is None: places.append(-1); continue
@@ -77,22 +86,15 @@ def pack_pictures(
     return Sheets(uris, tile, columns, places, sizes)
 
 # %% ../nbs/05c_mappage.ipynb #05c00010
-TILES = (160, 128, 112, 96, 80, 64, 48)
-
 def picture_sheets(
-    catalogue,           # a `Catalogue`: where the pictures are
-    rows=None,           # row numbers; default: all
-    tile:int|None=None,  # pixels of the longer side; default: the largest of `TILES` that keeps to the budget
-    budget:float=5.5e6,  # characters in the page for all of them together
-    quality:int=72,      # of the WebP, 1 to 100
+    catalogue,          # a `Catalogue`: where the pictures are
+    rows=None,          # row numbers; default: all
+    tile:int|None=None, # as for `pack_pictures`
+    budget:float=5.5e6, # as for `pack_pictures`
+    quality:int=72,     # as for `pack_pictures`
 ) -> Sheets:
     "The pictures of a catalogue, to be put into a page"
-    paths = [catalogue.image_path(i) for i in (range(len(catalogue)) if rows is None else rows)]
-    if tile is None:
-        probe = [paths[i] for i in sample_rows(len(paths), 60)]
-        fits = lambda side: len(pack_pictures(probe, side, quality))/max(len(probe), 1)*len(paths) <= .93*budget
-        tile = next((side for side in TILES if fits(side)), 32)
-    return pack_pictures(paths, tile, quality)
+    return pack_pictures([catalogue.image_path(i) for i in (range(len(catalogue)) if rows is None else rows)], tile, budget, quality)
 
 # %% ../nbs/05c_mappage.ipynb #05c00013
 def repacked(
@@ -115,6 +117,8 @@ _MAP_CSS = """
 .fm-map .fm-one figcaption{font-weight:600;margin:4px 0;overflow-wrap:anywhere;min-height:1.5em}
 .fm-map .fm-stage{position:relative;overflow:hidden}
 .fm-map .fm-plot{width:100%;min-height:200px}
+.fm-map .fm-plot:empty{min-height:0}
+.fm-map .fm-head{margin:0 0 8px;max-width:70em}
 .fm-map .fm-still{display:block;max-width:100%;height:auto;margin:0 auto}
 .fm-map .fm-ring{position:absolute;left:0;top:0;width:22px;height:22px;margin:-11px 0 0 -11px;border:3px solid currentColor;border-radius:50%;pointer-events:none}
 .fm-map .fm-ring.fm-hovered{border-style:dotted}
@@ -134,11 +138,11 @@ _MAP_CSS = """
 .fm-map .fm-note{margin-top:6px;max-width:70em}
 .fm-map .fm-steps{display:flex;gap:6px}
 .fm-map .fm-steps button{flex:1;padding:5px 6px;white-space:nowrap}
-.fm-map .fm-list p{margin:2px 0 4px;font-size:13px;font-weight:600}
+.fm-map .fm-list p{margin:6px 0 4px;font-size:13px;font-weight:600}
 .fm-map .fm-list ul{display:grid;grid-template-columns:repeat(4,1fr);gap:6px;margin:0;padding:0;list-style:none}
 .fm-map .fm-list li{margin:0;padding:0;min-width:0}
 .fm-map .fm-list button{display:block;width:100%;min-height:0;padding:2px;border-radius:8px;font-size:11px;line-height:1.3}
-.fm-map .fm-list canvas{display:block;width:100%;aspect-ratio:1;object-fit:contain;border-radius:6px;background:rgba(128,128,128,.12)}
+.fm-map .fm-list canvas{display:block;width:100%;margin-bottom:2px;aspect-ratio:1;object-fit:contain;border-radius:6px;background:rgba(128,128,128,.12)}
 .fm-map .fm-list button.fm-less{opacity:.6}
 .fm-map .fm-list button.fm-shared{border:2px solid currentColor;font-weight:600}
 .fm-map .fm-card{position:absolute;z-index:5;width:216px;display:flex;gap:8px;padding:8px;border:1px solid #888;border-radius:10px;background:#fff;color:#222;pointer-events:none;font-size:12.5px;line-height:1.35}
@@ -156,14 +160,14 @@ _MAP_CSS = """
 }
 """
 
-_MAP_BODY = """<div class="fm-main"><div class="fm-views" role="group" aria-label="colour and view"></div><div class="fm-chosen" role="group" aria-label="chosen products" hidden></div>
-<div class="fm-maps">MAPS</div><p class="fm-note"></p></div>
+_MAP_BODY = """<div class="fm-main"><p class="fm-head" hidden></p><div class="fm-views" role="group" aria-label="colour and view"></div><div class="fm-chosen" role="group" aria-label="chosen products" hidden></div>
+<div class="fm-maps">MAPS</div></div>
 <aside class="fm-panel" aria-label="product"><div class="fm-frame"><canvas role="img" aria-label="" hidden></canvas></div><div aria-live="polite"><p class="fm-title"></p>
 <p class="fm-detail"></p></div><div class="fm-steps"><button type="button" class="fm-back">‹ back</button><button type="button" class="fm-next">next ›</button>
 <button type="button" class="fm-add" aria-pressed="false">choose</button></div><div class="fm-lists"></div>
 <p class="fm-hint">Point at a dot to see it, click or tap to pin it; Esc lets it go.</p></aside><div class="fm-card" aria-hidden="true" hidden><canvas></canvas><div><b></b><span></span></div></div>"""
 
-_MAP_ONE = """<figure class="fm-one"><figcaption></figcaption><div class="fm-stage">STILL<div class="fm-plot" role="img" aria-label="map of the catalogue"></div></div></figure>"""
+_MAP_ONE = """<figure class="fm-one"><figcaption></figcaption><div class="fm-stage">STILL<div class="fm-plot" role="img" aria-label="map of the catalogue"></div></div><p class="fm-note"></p></figure>"""
 
 # %% ../nbs/05c_mappage.ipynb #05c00018
 _MAP_JS = """
@@ -472,8 +476,15 @@ function fitmatchMap(root) {
   one(".fm-next").onclick = () => step(1);
   one(".fm-add").onclick = () => { const row = Math.max(state.shown, 0); choose(state.chosen.includes(row) ? state.chosen.filter(r => r !== row) : [...state.chosen, row]); };
   root.addEventListener("keydown", e => { if (e.key === "Escape") pin(-1); });
-  one(".fm-note").textContent = pack.note;
-  boxes.forEach((box, i) => { const name = box.querySelector("figcaption"); name.textContent = pack.maps[i].name; name.hidden = !pack.maps[i].name; box.querySelector(".fm-plot").setAttribute("aria-label", "map of the catalogue " + pack.maps[i].name); });
+  one(".fm-head").textContent = pack.words;
+  one(".fm-head").hidden = !pack.words;
+  if (deep) one(".fm-hint").textContent += " Drag to turn the map. A map that turns has no lasso: make it flat for that.";
+  boxes.forEach((box, i) => {
+    const caption = box.querySelector("figcaption"), {name, note} = pack.maps[i];
+    caption.textContent = name; caption.hidden = !name;
+    box.querySelector(".fm-note").textContent = note;
+    box.querySelector(".fm-plot").setAttribute("aria-label", `map of ${n} products ${name}; the buttons back and next walk through them`);
+  });
   if (n) { show(0); state.shown = -1; }
   const theme = () => { root.classList.toggle("fm-dark", fitmatchDark(root)); all(plot => plot.theme()).then(mark); };
   theme();
@@ -503,7 +514,7 @@ def map_assets() -> tuple: # (CSS, JavaScript)
 
 # %% ../nbs/05c_mappage.ipynb #05c00031
 def map_page(
-    pack:dict,       # maps, views, links, items, note, channel: what the script reads
+    pack:dict,       # maps, views, links, items, words, channel: what the script reads
     sheets:Sheets,   # the pictures
     plotlyjs="cdn",  # "cdn": loaded when shown; True: inside the page (5 MB), works without network; False: the page has it
     full:bool=False, # a whole HTML page, not a part of one

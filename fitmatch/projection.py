@@ -166,7 +166,7 @@ def _placed(
     first = Normalizer().fit(X)
     directions = first.transform(X)
     axes = _principal(directions, min(50, *X.shape))
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), threadpool_limits(1):  # threads would wait for each other, and add up in another order
         warnings.simplefilter("ignore")
         points = last.fit_transform(axes.points)
     return make_pipeline(first, axes.model, last), points
@@ -178,7 +178,7 @@ def reduce(
     X,                  # (n, d) embeddings
     n_components:int=3, # dimensions to keep
     method:str="pca",   # pca: exact, axes with a meaning; tsne, umap: neighbours stay together
-    random_state:int=0, # of tsne and umap; the same seed gives the same points on the same machine
+    random_state:int=0, # of umap; the same seed gives the same points. tsne starts from the principal axes and draws nothing
 ) -> Reduction: # points, explained variance, reconstruction error
     """The embeddings in a few dimensions. 5,000 products of 256 numbers take TIMES.
 
