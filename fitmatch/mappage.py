@@ -350,7 +350,7 @@ function fitmatchFigure(pack, map, view, flat, narrow) { // Plotly's data and la
 function fitmatchRings(root, plot, stage, map, flat, marks) { // marks: [[row, class]]
   if (!flat) {
     const ring = plot.data.length - 1, ink = getComputedStyle(root).color, at = d => [marks.map(([row]) => map.points[d][row])];
-    return Plotly.restyle(plot, {x: at(0), y: at(1), z: at(2), "marker.size": [marks.map(([, kind]) => kind === "fm-near" ? 8 : 14)], "marker.color": [marks.map(() => ink)]}, [ring]);
+    return Plotly.restyle(plot, {x: at(0), y: at(1), z: at(2), "marker.size": [marks.map(([, kind]) => kind === "fm-near" ? 12 : 24)], "marker.color": [marks.map(() => ink)]}, [ring]);
   }
   stage.querySelectorAll(".fm-ring").forEach(e => e.remove());
   const {xaxis, yaxis} = plot._fullLayout;
