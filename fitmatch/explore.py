@@ -310,7 +310,7 @@ def _links(
     table,     # (similarity, row numbers), both (n, k), as of `NearestItems`; or a table query, neighbour, similarity or query, match, score, decision
     catalogue:Catalogue,
     most:int=12,# of each product
-    map:int|None=None, # the map they are the nearest of; None: of no map
+    at:int|None=None, # the map they are the nearest of; None: of no map
 ) -> dict: # what the page reads
     "For each product the row numbers of others, best first"
     if isinstance(table, tuple):
@@ -323,7 +323,7 @@ def _links(
     cuts = np.searchsorted(found["at"], np.arange(1, len(catalogue)))
     lists = lambda values: [part.tolist() for part in np.split(np.asarray(values, dtype=int), cuts)]
     decided = not isinstance(table, tuple) and "decision" in table
-    return {"name": name, "map": map, "rows": lists(found["to"]), "scores": lists(np.nan_to_num(found["score"].to_numpy(float)*100).round()), "yes": lists(found["yes"]) if decided else None}
+    return {"name": name, "map": at, "rows": lists(found["to"]), "scores": lists(np.nan_to_num(found["score"].to_numpy(float)*100).round()), "yes": lists(found["yes"]) if decided else None}
 
 # %% ../nbs/06_explore.ipynb #2d741dd3
 def _placed_points(
@@ -347,7 +347,7 @@ def _map_words(found:Reduction, dims:int) -> tuple: # names of the axes, a note
         names, note = [f"PC {i + 1} · {ratios[i]:.0%}" for i in range(dims)], f"Axes: principal components, with the share of the variance each carries, {sum(ratios[:dims]):.0%} together."
     elif found.model is None: names, note = [f"axis {i + 1}" for i in range(dims)], ""
     else: names, note = [f"{name} {i + 1}, no unit" for i in range(dims)], f"{name}: near dots are near products. Axes have no unit; the size of a group and the gap between groups mean little."
-    if found.trust is not None and np.isfinite(found.trust): note += f" Trustworthiness {found.trust:.2f}: 1 if all neighbours on the map were neighbours in all dimensions, .5 for dots at random."
+    if found.trust is not None and np.isfinite(found.trust) and found.points.shape[1] == dims: note += f" Trustworthiness of the {dims} axes {found.trust:.2f}: 1 if all neighbours on the map were neighbours in all dimensions, .5 for dots at random."
     return names, note.strip()
 
 # %% ../nbs/06_explore.ipynb #06000003
@@ -494,7 +494,7 @@ def map_picture(
     order = _value_order(values, catalogue)
     for value, (colour, symbol) in label_styles(catalogue.labels if set(order) <= set(catalogue.labels) else order).items():
         shape, open_ = _MARKERS[symbol.partition("-")[0]], "open" in symbol
-        if (values == value).any(): axis.scatter(*found.points[values == value, :2].T, s=16, marker=shape, edgecolors=colour, facecolors="none" if open_ else colour, linewidths=1, label=f"{value}".replace("$", r"\$"))
+        if (values == value).any(): axis.scatter(*found.points[values == value, :2].T, s=22, marker=shape, edgecolors=colour, facecolors="none" if open_ else colour, linewidths=1, label=f"{value}".replace("$", r"\$"))
     names, _ = _map_words(found, 2)
     axis.set(xticks=[], yticks=[], xlabel=names[0], ylabel=names[1])
     axis.spines[:].set_visible(False)

@@ -119,7 +119,7 @@ _MAP_CSS = """
 .fm-map .fm-plot{width:100%;min-height:200px}
 .fm-map .fm-plot:empty{min-height:0}
 .fm-map .fm-head{margin:0 0 8px;max-width:70em}
-.fm-map .fm-still{display:block;max-width:100%;height:auto;margin:0 auto}
+.fm-map .fm-still{display:block;max-width:100%;height:auto;margin:0 auto;border-radius:10px}
 .fm-map .fm-ring{position:absolute;left:0;top:0;width:22px;height:22px;margin:-11px 0 0 -11px;border:3px solid currentColor;border-radius:50%;pointer-events:none}
 .fm-map .fm-ring.fm-hovered{border-style:dotted}
 .fm-map .fm-ring.fm-near{width:14px;height:14px;margin:-7px 0 0 -7px;border-width:1.5px}
@@ -494,6 +494,7 @@ function fitmatchMap(root) {
     root.dataset.drawn = "1";
   }), () => {
     one(".fm-hint").textContent = "To be pointed at, the map needs plotly.js, which could not be loaded: use map_html(fig, thumbs, plotlyjs=True) to put it into the page.";
+    one(".fm-views").hidden = true;
     root.dataset.failed = "1";
   });
 }
