@@ -7,8 +7,10 @@ from fitmatch.cards import (accept_photo, ask, cards_html, cards_style, choose, 
                             reproducing_code, strip_html, suggest_outfit, threshold_words)
 from fitmatch.catalogue import FitmatchError, select
 from fitmatch.evaluate import evaluate_matching, matching_task
-from fitmatch.explore import catalogue_map, cluster, map_html, reduce, sample_rows, thumbnails
+from fitmatch.compare import panel_tables
+from fitmatch.explore import catalogue_map, cluster, map_html, reduce, sample_rows
 from fitmatch.images import data_uri, thumbnail
+from fitmatch.mappage import picture_sheets
 from fitmatch.pipeline import n_clusters
 from fitmatch.prepare import read_notes
 
@@ -26,8 +28,9 @@ def the_map(_shop):
     rows = sample_rows(len(_shop.catalogue), 3000)
     some, X = select(_shop.catalogue, rows), _shop.X[rows]
     colours = {"label": "ground_truth"} if some.products["ground_truth"].notna().any() else {}
-    figure = catalogue_map(reduce(X, min(3, *X.shape)), some, color={**colours, "cluster": cluster(X, n_clusters(some))}, dims=min(3, X.shape[1]), height=520)
-    return map_html(figure, thumbnails(some), plotlyjs=True, full=True)
+    near, matches = panel_tables(_shop.catalogue, _shop.X, next(reversed(_shop.matchers.values()), None), rows)
+    figure = catalogue_map(reduce(X, min(3, *X.shape)), some, color={**colours, "cluster": cluster(X, n_clusters(some))}, dims=min(3, X.shape[1]), height=520, neighbours=near, matches=matches)
+    return map_html(figure, picture_sheets(some), plotlyjs=True, full=True)
 
 
 @st.cache_data(show_spinner="Matching is being measured …")

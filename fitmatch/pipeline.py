@@ -24,10 +24,11 @@ from .benchmarks import compatibility_scorer
 from .cards import workspace_encoder
 from .catalogue import Catalogue, FitmatchError, load_catalogue, place_file, save_catalogue, select, write_table
 from .classify import CategoryClassifier, accuracy_interval, split_for_training
+from .compare import panel_tables
 from .embed import EmbeddingStore, embed, encode_images
 from .encoders import Encoder, load_encoder
 from .evaluate import SCORERS, also_buy_scorer, ask, encoder_scoreboard, evaluate_matching, find_groups, matching_task, task_leaks
-from .explore import assign_labels, cluster, cluster_curve, cluster_scores, reduce
+from .explore import assign_labels, cluster, cluster_curve, cluster_scores, reduce, sample_rows
 from .images import ImageRefused, check_images
 from .match import AlsoBuyMatcher, Compatibility, choose_threshold, first_allowed
 from .report import report
@@ -264,6 +265,12 @@ def _ours_first(table:pd.DataFrame) -> pd.DataFrame:
     ours = [name for name in ("learned", "also-buy rule") if name in table.index]
     return table.loc[[*ours, *(name for name in table.index if name not in ours)]]
 
+def _map_tables(catalogue, X, found) -> dict:
+    "What the report's map lists of each product it shows; the learned matcher scores every pair, so it is asked only where these are not too many"
+    rows = sample_rows(len(catalogue), 5000)
+    matcher = found["learned"] if found["learned"] and len(rows)*len(catalogue) <= 25_000_000 else found["matcher"]
+    return dict(zip(("map_neighbours", "map_matches"), panel_tables(catalogue, X, matcher, rows)))
+
 def _finish(catalogue, X, encoder, source, out, found, seconds, say) -> dict:
     "Neighbours, models, report and `run.json`"
     classified, matched = found["classified"], found["matched"]
@@ -276,6 +283,7 @@ def _finish(catalogue, X, encoder, source, out, found, seconds, say) -> dict:
     notes = [text for text in (classified, matched) if isinstance(text, str)] + (classified["notes"] if isinstance(classified, dict) else [])
     results = dict(catalogue=catalogue, source=Path(source).name if Path(source).exists() else source, encoder=about, reduction=found["reduction"], clusters=found["clusters"], curve=found["curve"],
         cluster_scores=found["cluster_scores"], heatmap=found["heatmap"], scoreboard=found["scoreboard"], matches=matches, neighbours=near,
+        **_map_tables(catalogue, X, found),
         matching=matched if isinstance(matched, str) else _ours_first(matched["table"]).to_dict("index"), seconds=seconds)
     if matches is not None: results["threshold"] = found["learned"].threshold_ if found["learned"] else found["matcher"].threshold
     if found["learned"]: results.update(score_name="probability", learned=True)

@@ -24,12 +24,13 @@ from PIL import Image
 from plotly.offline import get_plotlyjs
 
 from .catalogue import Catalogue, FitmatchError, select, writing
-from .explore import catalogue_map, cluster_rows, cluster_summary, map_assets, map_html, sample_rows, thumbnails
+from .explore import catalogue_map, cluster_rows, cluster_summary, map_assets, map_html, sample_rows
+from .mappage import picture_sheets
 from .images import ImageRefused, data_uri, thumbnail
 
 # %% ../nbs/11_report.ipynb #364f552d
 RESULTS = ("catalogue", "title", "source", "encoder", "reduction", "clusters", "curve", "cluster_scores", "history", "confusion", "mlp_accuracy",
-           "heatmap", "matches", "neighbours", "photos", "threshold", "score_name", "learned", "scoreboard", "matching", "seconds", "notes", "left_out", "commands")
+           "heatmap", "matches", "neighbours", "map_neighbours", "map_matches", "photos", "threshold", "score_name", "learned", "scoreboard", "matching", "seconds", "notes", "left_out", "commands")
 
 def _checked_results(
     results:dict, # what `report` was given
@@ -228,9 +229,11 @@ def _map_section(
     if clusters is not None: colour["cluster"] = np.asarray(clusters)[rows]
     points = copy.copy(reduction)
     object.__setattr__(points, "points", reduction.points[rows])
-    figure = catalogue_map(points, shown, color=colour or {"products": ["all"]*len(rows)}, dims=min(3, reduction.points.shape[1]), height=600)
+    figure = catalogue_map(points, shown, color=colour or {"products": ["all"]*len(rows)}, dims=min(3, reduction.points.shape[1]), height=600,
+                           neighbours=results["map_neighbours"], matches=results["map_matches"])
+    figure.update_layout(meta={**figure.layout.meta, "note": ""})  # said below, with more figures
     kept = reduction.explained_variance_ratio
-    return {"html": Markup(map_html(figure, thumbnails(shown), plotlyjs=False, script=False)), "shown": len(rows), "all": len(catalogue),
+    return {"html": Markup(map_html(figure, picture_sheets(shown), plotlyjs=False, script=False)), "shown": len(rows), "all": len(catalogue),
             "variance": [_percent(v) for v in kept], "kept": _percent(sum(kept)), "error": f"{reduction.reconstruction_error:.3f}", "flat": reduction.points.shape[1] < 3}
 
 def _cluster_section(

@@ -1,8 +1,11 @@
-"""fitmatch.explore: what the notebook does not tell: oracles, edge cases, hostile titles, and the map in a real browser"""
+"""fitmatch.projection, mappage and explore: what the notebooks do not tell: oracles, edge cases, hostile titles; the map in a browser is in browser/test_map.py"""
+import base64
 import itertools
 import json
 import re
+import sys
 import tracemalloc
+import types
 import warnings
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -15,11 +18,16 @@ from PIL import Image
 from scipy.linalg import subspace_angles
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
+from sklearn.manifold import trustworthiness
 
 from fitmatch.catalogue import FitmatchError, clean
+from fitmatch.compare import compare_maps, neighbour_overlap
 from fitmatch.explore import (PALETTE, assign_labels, catalogue_map, cluster, cluster_curve, cluster_galleries, cluster_rows, cluster_scores,
-                              cluster_summary, gallery, label_styles, map_html, plot_cluster_curve, plotly_text, reduce, sample_rows,
+                              cluster_summary, gallery, label_styles, map_html, map_picture, plot_cluster_curve, plotly_text, reduce, sample_rows,
                               script_json, thumbnails)
+from fitmatch.livemap import CatalogueMap
+from fitmatch.mappage import pack_pictures, picture_sheets, repacked
+from fitmatch.projection import trust
 
 HOSTILE = ["<script>window.PWNED=1</script>", "</script><img src=x onerror=window.PWNED=1>", r"$\frac{a}{b}$ now $5", "%{x} 50%", "{{7*7}}",
            "\"quotes' `tick`", "<b>bold</b><a href='javascript:alert(1)'>x</a>", "x"*300, "日本語 😀", "<!--", "]]>", "&lt;b&gt;"]
@@ -79,6 +87,33 @@ def test_pca_of_float32_makes_no_copy_of_the_table():
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < X.nbytes/2
+
+@pytest.mark.parametrize("method", ["tsne", "umap"])
+def test_maps_of_neighbours_are_repeatable_and_keep_neighbours(method):
+    if method == "umap": pytest.importorskip("umap")
+    rng = np.random.default_rng(0)
+    X = (rng.normal(size=(150, 5)) + 8*np.eye(5)[np.arange(150) % 5]) @ rng.normal(size=(5, 64))
+    found = reduce(X, 2, method)
+    assert np.array_equal(found.points, reduce(X, 2, method).points) and found.points.dtype == np.float32
+    assert found.explained_variance_ratio is None and np.isnan(found.reconstruction_error)
+    assert found.trust == trust(X, found.points) > .9
+    if method == "umap": assert (found.points != reduce(X, 2, method, random_state=1).points).any()
+
+def test_umap_places_new_products_and_tsne_says_that_it_cannot():
+    X = np.random.default_rng(0).normal(size=(60, 20))
+    with pytest.raises(FitmatchError, match="only the products"): reduce(X, 2, "tsne").transform(X[:3])
+    pytest.importorskip("umap")
+    assert reduce(X, 2, "umap").transform(X[:3]).shape == (3, 2)
+
+def test_a_missing_umap_is_named_with_what_to_type(monkeypatch):
+    monkeypatch.setitem(sys.modules, "umap", None)
+    with pytest.raises(FitmatchError, match=r"pip install 'fitmatch\[maps\]'"): reduce(np.random.default_rng(0).normal(size=(30, 8)), 2, "umap")
+
+def test_trust_is_scikit_learns_and_needs_neighbours():
+    rng = np.random.default_rng(0)
+    X, points = rng.normal(size=(90, 7)), rng.normal(size=(90, 2))
+    assert trust(X, points, 5) == pytest.approx(trustworthiness(X, points, n_neighbors=5, metric="cosine"))
+    assert trust(X, X, 5) < 1 and trust(X/np.linalg.norm(X, axis=1)[:, None], X/np.linalg.norm(X, axis=1)[:, None], 5) == 1 and np.isnan(trust(X[:2], points[:2]))
 
 # clusters
 
@@ -163,7 +198,72 @@ def test_thumbnails_keep_to_the_budget(catalogue):
     assert len(large) == len(small) == 40 and sum(map(len, small)) <= 60_000 < sum(map(len, large))
     assert thumbnails(catalogue, []) == []
 
+def test_five_thousand_pictures_fit_into_a_page(catalogue, figure):
+    "Crops of one texture, all different, and costlier than photographs"
+    rng, n = np.random.default_rng(0), 5000
+    texture = Image.fromarray(rng.integers(0, 255, (220, 220, 3), dtype=np.uint8)).resize((3300, 3300), Image.Resampling.BICUBIC)
+    corners = rng.integers(0, 3100, (n, 2))
+    sheets = pack_pictures([texture.crop((x, y, x + 190, y + 144)) for x, y in corners.tolist()])
+    assert len(set(sheets.places)) == len({tuple(c) for c in corners.tolist()}) and sheets.tile >= 48 and 4e6 < len(sheets) <= 5.5e6
+    products = clean(pd.DataFrame(dict(asin=[f"B{i:09d}" for i in range(n)], title=[f"Women's product {i} with a title of quite ordinary length, blue" for i in range(n)], image="0.png")), catalogue.root)
+    near = rng.random((n, 8)), rng.integers(0, n, (n, 8))
+    matches = pd.DataFrame({"query": np.repeat(products.products["asin"], 8), "match": products.products["asin"].to_numpy()[near[1].ravel()], "score": .5, "decision": "matching"})
+    views = {"label": np.arange(n) % 7, "cluster": np.arange(n) % 5}
+    page = map_html(catalogue_map(rng.normal(size=(n, 3)), products, views, neighbours=near, matches=matches), sheets, plotlyjs=True, full=True)
+    figure(f"a map of 5,000 products, pictures of {sheets.tile} pixels, nearest and matches: {len(page.encode())/1e6:.1f} MB")
+    assert len(page.encode()) < 12e6
+
+def test_pictures_are_encoded_anew_and_once(catalogue):
+    sheets = picture_sheets(catalogue, [0, 1, 0], tile=64)
+    assert sheets.places == [0, 1, 0] and sheets.sizes == [51, 64, 51, 64]
+    raw = catalogue.image_path(0).read_bytes()
+    evil = "data:image/png;base64," + base64.b64encode(raw + b"<script>PWNED</script>").decode()
+    again = repacked([evil, "", "data:image/svg+xml;base64," + base64.b64encode(b"<svg onload='alert(1)'/>").decode()])
+    assert again.places == [0, -1, -1] and b"PWNED" not in base64.b64decode(again.uris[0].partition(",")[2]) and again.uris[0].startswith("data:image/webp;")
+    with pytest.raises(FitmatchError, match="do not fit"): map_html(catalogue_map(np.zeros((40, 3)), catalogue), sheets)
+
 # the map
+
+def test_links_are_row_numbers_whoever_computed_them(catalogue):
+    asins = catalogue.products["asin"].to_numpy()
+    near = pd.DataFrame({"query": [asins[1], asins[1], "gone", asins[2], asins[1]], "neighbour": [asins[5], asins[6], asins[3], "gone", asins[5]], "similarity": [.9, .8, .7, .6, .5]})
+    matches = pd.DataFrame({"query": [asins[0]]*20, "via": asins[1], "match": asins[10:30], "similarity": .5, "score": np.linspace(1, .1, 20), "decision": ["matching"]*5 + ["skip"]*15})
+    meta = catalogue_map(np.zeros((40, 2)), catalogue, dims=2, neighbours=near, matches=matches).layout.meta
+    nearest, goes = meta["links"]
+    assert nearest["rows"][1] == [5, 6] and nearest["scores"][1] == [90, 80] and sum(map(len, nearest["rows"])) == 2 and nearest["yes"] is None
+    assert goes["rows"][0] == list(range(10, 18)) and goes["yes"][0] == [1]*5 + [0]*3                           # eight at most
+    both = np.array([[.9, .8]]*40), np.array([[3, -1]]*40)
+    assert catalogue_map(np.zeros((40, 2)), catalogue, dims=2, neighbours=both).layout.meta["links"][0]["rows"] == [[3]]*40
+    with pytest.raises(FitmatchError, match="do not fit"): catalogue_map(np.zeros((40, 2)), catalogue, dims=2, neighbours=(both[0][:3], both[1][:3]))
+
+def test_embeddings_are_reduced_and_the_loss_is_said(catalogue, X):
+    figure = catalogue_map(X, catalogue, method="tsne", dims=2)
+    assert "Trustworthiness" in figure.layout.meta["note"] and "mean little" in figure.layout.meta["note"] and "no unit" in figure.layout.xaxis.title.text
+    assert "Trustworthiness" in catalogue_map(X, catalogue).layout.meta["note"] and figure.data[0].type == "scattergl"
+
+def test_overlap_is_counted_product_by_product(catalogue, X):
+    rng = np.random.default_rng(0)
+    a, b, c = (np.array([rng.permutation(40)[:6] for _ in range(40)]) for _ in range(3))
+    assert neighbour_overlap([a, b, c]).tolist() == [len(set(p) & set(q) & set(r))/6 for p, q, r in zip(a, b, c)]
+    page = compare_maps({"<b>one</b>": X, "other": X[:, ::-1]}, catalogue)
+    assert "share 100%" in page and "<b>one" not in page
+
+def test_the_drawing_takes_hostile_titles_and_labels(catalogue, X):
+    figure = map_picture(X, catalogue)
+    figure.canvas.draw()
+    assert len(figure.axes[0].artists) > 5
+
+def test_colab_tells_the_selection_by_a_callback(catalogue, X, monkeypatch):
+    registered = {}
+    google, colab, output = (types.ModuleType(name) for name in ("google", "google.colab", "google.colab.output"))
+    google.colab, colab.output, output.register_callback = colab, output, registered.__setitem__
+    for module in (google, colab, output): monkeypatch.setitem(sys.modules, module.__name__, module)
+    chosen, shown = CatalogueMap(X, catalogue), []
+    monkeypatch.setattr("fitmatch.livemap.display", lambda thing, **more: shown.append(thing))
+    chosen._ipython_display_()
+    assert len(shown) == 1 and list(registered) == [chosen.channel] and f'"channel":"{chosen.channel}"' in shown[0].data   # no widget
+    registered[chosen.channel]([3, 1, 99, "x"])
+    assert chosen.selection["asin"].tolist() == ["A1", "A3"] and CatalogueMap(X, catalogue).channel != chosen.channel
 
 def test_every_product_is_on_the_map_once_a_view(catalogue, X):
     figure = catalogue_map(reduce(X), catalogue, color={"label": "ground_truth", "cluster": cluster(X, k=4)})
@@ -179,9 +279,9 @@ def test_plotly_sees_no_markup_of_its_own(catalogue, X):
     for text in [plotly_text(t) for t in HOSTILE] + [t for trace in figure.data for t in [trace.name, *trace.text]]:
         assert not set("<>$%{") & set(text.replace("&#123;", "")), text
 
-@pytest.mark.parametrize("change", [dict(color="no such column"), dict(color=[1, 2]), dict(dims=4), dict(points=np.zeros((3, 3))), dict(points=np.zeros((40, 2)))])
+@pytest.mark.parametrize("change", [dict(color="no such column"), dict(color=[1, 2]), dict(dims=4), dict(X=np.zeros((3, 3))), dict(X=np.zeros((40, 2)))])
 def test_the_map_refuses_what_does_not_fit(catalogue, X, change):
-    with pytest.raises(FitmatchError): catalogue_map(**{"points": reduce(X), "catalogue": catalogue, **change})
+    with pytest.raises(FitmatchError): catalogue_map(**{"X": reduce(X), "catalogue": catalogue, **change})
 
 def test_map_html_refuses_a_foreign_figure():
     import plotly.graph_objects as go
@@ -194,104 +294,7 @@ class _Tags(HTMLParser):
 def test_hostile_titles_add_no_element(catalogue, X):
     page = map_html(catalogue_map(reduce(X), catalogue), thumbnails(catalogue))
     tags = _Tags(page).tags
-    assert tags.count("script") == 2 and tags.count("img") == 1 and not {"b", "a"} & set(tags)
+    assert tags.count("script") == 2 and tags.count("img") == 0 and tags.count("b") == 1 and "a" not in tags       # the card's own <b>
     pack = json.loads(re.search(r'<script type="application/json">(.*?)</script>', page, re.DOTALL)[1])
     assert [title for _, title in pack["items"]][:3] == HOSTILE[:3]
     assert json.loads(script_json(HOSTILE)) == HOSTILE and not set("<>&") & set(script_json(HOSTILE))
-
-# in a browser
-
-def _open(browser, path, width=1280, scheme="light", extra=""):
-    "A page with the map drawn, and what it did on the way"
-    page = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme).new_page()
-    page.seen = []
-    page.on("dialog", lambda d: (page.seen.append("dialog"), d.dismiss()))
-    page.on("pageerror", lambda e: page.seen.append(str(e)))
-    page.on("request", lambda r: None if r.url.startswith(("file:", "data:", "blob:")) else page.seen.append(r.url))
-    if extra: page.add_init_script(extra)
-    page.goto(path.as_uri())
-    page.wait_for_selector(".fm-map[data-drawn]", timeout=60_000)
-    return page
-
-@pytest.fixture(scope="module")
-def maps(catalogue, X, tmp_path_factory):
-    "The map as a file, in three dimensions and in two"
-    folder, thumbs = tmp_path_factory.mktemp("maps"), thumbnails(catalogue, thumb_size=48)
-    views = {"label": "ground_truth", "cluster": cluster(X, k=4)}
-    for dims in (2, 3): (folder/f"{dims}.html").write_text(map_html(catalogue_map(reduce(X), catalogue, color=views, dims=dims), thumbs, plotlyjs=True, full=True))
-    return folder
-
-def test_pointing_at_a_dot_shows_the_product(browser, maps):
-    page = _open(browser, maps/"2.html")
-    dots = page.locator(".fm-plot .scatterlayer .trace").first.locator("path.point")
-    row = page.evaluate("document.querySelector('.fm-plot').data[0].customdata")
-    title = lambda: page.locator(".fm-title").inner_text()
-    wanted = page.evaluate("JSON.parse(document.querySelector('.fm-map script').textContent).items.map(i => i[1])")
-    for place in (0, 2):
-        box = dots.nth(place).bounding_box()
-        page.mouse.move(box["x"] + box["width"]/2, box["y"] + box["height"]/2)
-        page.wait_for_timeout(200)
-        assert title() == wanted[row[place]]
-        assert page.locator(".fm-frame img").get_attribute("src").startswith("data:image/webp")
-    page.mouse.click(box["x"] + box["width"]/2, box["y"] + box["height"]/2)      # pins: another dot changes nothing
-    page.wait_for_timeout(400)
-    other = dots.nth(0).bounding_box()
-    page.mouse.move(other["x"] + other["width"]/2, other["y"] + other["height"]/2)
-    page.wait_for_timeout(200)
-    assert title() == wanted[row[2]] and page.seen == []
-
-def test_the_buttons_walk_through_hostile_titles(browser, catalogue, maps):
-    page = _open(browser, maps/"3.html")
-    before = page.evaluate("document.querySelectorAll('*').length")
-    for title in catalogue.products["title"][:len(HOSTILE)]:
-        page.locator(".fm-next").press("Enter")
-        page.wait_for_timeout(50)
-        assert page.locator(".fm-title").text_content() == (title if len(title) <= 120 else title[:119] + "…")
-    assert page.evaluate("document.querySelectorAll('*').length") == before and page.evaluate("window.PWNED") is None and page.seen == []
-    ring = page.evaluate("(d => [d.x.length, d.z.length])(document.querySelector('.fm-plot').data.at(-1))")
-    assert ring == [1, 1]
-
-def test_plotly_writes_hostile_labels_as_text(browser, maps):
-    page = _open(browser, maps/"2.html", extra="window.MathJax={version:'2.7',Hub:{Queue(){window.PWNED=2},config:{}},startup:{}}")
-    assert "<b>%{x}$a$</b>" in page.locator(".fm-plot .legend").text_content()
-    assert page.evaluate("window.PWNED") is None
-
-def test_a_three_dimensional_dot_can_be_pointed_at(browser, maps):
-    page = _open(browser, maps/"3.html")
-    box, titles = page.locator(".fm-plot").bounding_box(), set()
-    for x, y in itertools.product(np.linspace(.3, .7, 24), np.linspace(.25, .7, 16)):
-        page.mouse.move(box["x"] + box["width"]*x, box["y"] + box["height"]*y)
-        titles.add(page.locator(".fm-title").text_content())
-        if len(titles) > 1: break
-    assert len(titles) > 1 and page.seen == []
-
-def test_views_zoom_and_theme(browser, maps):
-    page = _open(browser, maps/"3.html")
-    eye = "document.querySelector('.fm-plot')._fullLayout.scene._scene.getCamera().eye.x"
-    start = page.evaluate(eye)
-    page.get_by_role("button", name="nearer").click()
-    page.wait_for_timeout(300)
-    assert page.evaluate(eye) == pytest.approx(.8*start, rel=.01)
-    page.get_by_role("button", name="reset the view").click()
-    page.wait_for_timeout(300)
-    assert page.evaluate(eye) == pytest.approx(start, rel=.01)
-    shown = lambda: page.evaluate("document.querySelector('.fm-plot').data.map(t => t.visible !== false)")
-    first = shown()
-    page.get_by_role("button", name="cluster").click()
-    page.wait_for_timeout(300)
-    assert [a != b for a, b in zip(first, shown())][:-1] == [True]*(len(first) - 1) and shown()[-1]
-    page.emulate_media(color_scheme="dark")
-    page.wait_for_timeout(500)
-    assert page.evaluate("document.querySelector('.fm-plot').layout.font.color") == "rgb(238, 238, 238)" and page.seen == []
-
-def test_on_a_phone_the_panel_goes_under_the_plot(browser, maps):
-    page = _open(browser, maps/"3.html", width=390, scheme="dark")
-    plot, panel = page.locator(".fm-plot").bounding_box(), page.locator(".fm-panel").bounding_box()
-    assert panel["y"] >= plot["y"] + plot["height"] and page.evaluate("document.documentElement.scrollWidth") == 390
-
-def test_without_webgl_the_map_is_flat(browser, maps):
-    page = _open(browser, maps/"3.html", extra="const g = HTMLCanvasElement.prototype.getContext; HTMLCanvasElement.prototype.getContext = "
-                 "function (kind, ...rest) { return /webgl/.test(kind) ? null : g.call(this, kind, ...rest); }")
-    assert page.evaluate("document.querySelector('.fm-plot').data[0].type") == "scatter" and page.seen == []
-    page.locator(".fm-next").click()
-    assert page.locator(".fm-title").text_content() == HOSTILE[0]

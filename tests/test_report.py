@@ -43,7 +43,8 @@ def make_results(root, say):
     matches = pd.DataFrame([(q, asins[i], asins[i + 5], .9 - i/10, .8 - i/10, "matching" if i < 4 else "skip") for q in asins[:3] for i in range(10, 20)],
                            columns=["query", "via", "match", "similarity", "score", "decision"])
     neighbours = pd.DataFrame([(q, asins[i], .9) for q in asins[:3] for i in range(10, 15)], columns=["query", "neighbour", "similarity"])
-    return dict(catalogue=catalogue, title=say("What goes with what"), source=say("a shop"), encoder={"name": say("cnn"), "dim": 8, "weights_sha256": say("ab"), "licence": say("CC0")},
+    on_map = dict(map_neighbours=pd.DataFrame([(a, b, .8) for a, b in zip(asins, asins[1:])], columns=["query", "neighbour", "similarity"]), map_matches=matches)
+    return dict(**on_map, catalogue=catalogue, title=say("What goes with what"), source=say("a shop"), encoder={"name": say("cnn"), "dim": 8, "weights_sha256": say("ab"), "licence": say("CC0")},
         reduction=reduce(X), clusters=clusters, curve=cluster_curve(X), cluster_scores=cluster_scores(clusters, catalogue.products["ground_truth"]),
         history=pd.DataFrame(dict(epoch=epochs, loss=1/epochs, accuracy=1 - .5/epochs, val_loss=1.1/epochs, val_accuracy=.9 - .5/epochs)),
         confusion=(np.eye(3, dtype=int)*9, labels), mlp_accuracy=(.9, .85, .95), heatmap=figure, matches=matches, neighbours=neighbours,

@@ -59,14 +59,14 @@ def play(page, photo, tmp_path):
     return seconds
 
 
-def run_all_cells(page):
+def run_all_cells(page, ready=".fm-tiles figure"):
     "Runs the notebook from the menu; the menu is sometimes drawn before it does anything"
     for _ in range(3):
         page.get_by_role("menuitem", name="Run", exact=True).click()
         page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
         page.wait_for_timeout(1500)
         if page.locator(".jp-InputPrompt", has_text="*").count() or cards(page): break
-    page.wait_for_selector(".fm-tiles figure", state="visible", timeout=60_000)
+    page.wait_for_selector(ready, state="visible", timeout=60_000)
 
 
 def test_jupyterlab(browser, hostile_workspace, photo, tmp_path, figure):
