@@ -4,13 +4,17 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 OUT ?= fitmatch-demo
 
-.PHONY: help demo test bench lab readme clean
+.PHONY: help demo test bench lab readme sidebar brand site dist clean
 help:
 	@echo "make demo   install into $(VENV) and run everything on the bundled wardrobe"
 	@echo "make test   install and run every notebook and every test"
 	@echo "make bench  install the peers, measure against them, keep benchmarks/RESULTS.md (half an hour; ONLY=topk,pca for some, PHOTOS=folder for pictures)"
 	@echo "make lab    install and open JupyterLab on nbs/"
 	@echo "make readme write README.md anew from nbs/index.ipynb"
+	@echo "make sidebar write nbs/sidebar.yml anew, after a notebook was added"
+	@echo "make brand  draw logo, favicon and social card anew"
+	@echo "make site   render the site into _docs (needs Quarto: quarto.org/docs/get-started)"
+	@echo "make dist   sdist and wheel into dist/, checked"
 	@echo "make clean  remove $(VENV) and what was built"
 
 $(BIN)/python:
@@ -45,5 +49,21 @@ lab: $(VENV)/.installed-dev
 readme: $(VENV)/.installed-dev
 	$(BIN)/python .ci/readme.py
 
+sidebar: $(BIN)/python
+	$(BIN)/python .ci/sidebar.py
+
+brand: $(VENV)/.installed-dev
+	$(BIN)/python .ci/brand.py
+
+site: $(VENV)/.installed-dev
+	@command -v quarto >/dev/null || { echo "Quarto is not installed: https://quarto.org/docs/get-started"; exit 1; }
+	touch README.md
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/nbdev_docs
+
+dist: $(VENV)/.installed-dev
+	rm -rf build dist
+	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
+
 clean:
-	rm -rf $(VENV) _docs _proc build *.egg-info
+	rm -rf $(VENV) _docs _proc build dist *.egg-info
