@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 OUT ?= fitmatch-demo
 
-.PHONY: help demo test bench lab readme film slides clean
+.PHONY: help demo test bench lab readme film slides sidebar brand site dist clean
 help:
 	@echo "make demo   install into $(VENV) and run everything on the bundled wardrobe"
 	@echo "make test   install and run every notebook and every test"
@@ -13,6 +13,10 @@ help:
 	@echo "make readme write README.md anew from nbs/index.ipynb"
 	@echo "make film   record the README's film of the demo anew (needs chromium)"
 	@echo "make slides draw the pictures of the slides anew, after figures in the README have changed"
+	@echo "make sidebar write nbs/sidebar.yml anew, after a notebook was added"
+	@echo "make brand  draw logo, favicon and social card anew"
+	@echo "make site   render the site into _docs (needs Quarto: quarto.org/docs/get-started)"
+	@echo "make dist   sdist and wheel into dist/, checked"
 	@echo "make clean  remove $(VENV) and what was built"
 
 $(BIN)/python:
@@ -53,5 +57,21 @@ film: $(VENV)/.installed-dev
 slides: $(VENV)/.installed-dev
 	$(BIN)/python .ci/slides.py
 
+sidebar: $(BIN)/python
+	$(BIN)/python .ci/sidebar.py
+
+brand: $(VENV)/.installed-dev
+	$(BIN)/python .ci/brand.py
+
+site: $(VENV)/.installed-dev
+	@command -v quarto >/dev/null || { echo "Quarto is not installed: https://quarto.org/docs/get-started"; exit 1; }
+	touch README.md
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/nbdev_docs
+
+dist: $(VENV)/.installed-dev
+	rm -rf build dist
+	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
+
 clean:
-	rm -rf $(VENV) _docs _proc build *.egg-info
+	rm -rf $(VENV) _docs _proc build dist *.egg-info

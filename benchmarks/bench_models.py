@@ -43,14 +43,14 @@ def in_turn(ways: dict, rounds: int) -> tuple:  # {name: seconds of each round},
     return seconds, found
 
 
-def rows(seconds: dict, notes: dict = {}, unit: str = "s") -> list:
+def rows(seconds: dict, notes: dict | None = None, unit: str = "s") -> list:
     "A Markdown table; the first way is ours"
     ours = seconds[next(iter(seconds))]
     scale = 1e3 if unit == "ms" else 1
     lines = [f"| who | {unit} | × the time of fitmatch | |", "|---|---|---|---|"]
     for name, taken in seconds.items():
         ratio = np.median(np.array(taken)/np.array(ours))
-        lines.append(f"| {name} | {scale*np.median(taken):.3g} | {ratio:.2f} | {notes.get(name, '')} |")
+        lines.append(f"| {name} | {scale*np.median(taken):.3g} | {ratio:.2f} | {(notes or {}).get(name, '')} |")
     return lines
 
 
@@ -120,7 +120,7 @@ def query(n: int, rounds: int, million: int, **_) -> list:
         rng = np.random.default_rng(1)
         photos = np.maximum(X[rng.permutation(size)[:200]] + .01*rng.standard_normal((200, DIM), dtype=np.float32), 0)
         photos /= np.linalg.norm(photos, axis=1, keepdims=True)
-        exact, one, index = NearestItems(n_neighbors=10).fit(X), [], None
+        exact = NearestItems(n_neighbors=10).fit(X)
         ways = {"**fitmatch** `NearestItems`, exact": lambda q: exact.kneighbors(q)[1], "NumPy `X @ q`, `argpartition`": lambda q: np.argpartition(X @ q[0], -10)[None, -10:]}
         start = time.perf_counter()
         index = IndexedItems(n_neighbors=10).fit(X)
@@ -148,7 +148,7 @@ def query(n: int, rounds: int, million: int, **_) -> list:
             p50, p99 = cell(name)
             lines.append(f"| {name} | {p50:.3g} | {p99:.3g} | {np.median(np.median(taken[name], axis=1)/ours):.2f} | {np.mean(hits[name]):.4f} |")
         lines += ["", f"`IndexedItems` was made in {made:.0f} s and opens {index.probes_} of {index.index_.nlist} heaps; on 500 products of its own it found {index.recall_:.4f}. {len(photos)} photos, {rounds} rounds."]
-        del X, exact, index, theirs, ways
+        X = exact = index = theirs = ways = None    # their memory, before the larger table
     return lines[1:]
 
 

@@ -2,6 +2,8 @@
 import importlib.util
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +44,21 @@ def real_data():
 def real_weights():
     "Function giving a path below FITMATCH_WEIGHTS; skips with the reason where it is absent"
     return lambda *parts: _folder("FITMATCH_WEIGHTS", *parts)
+
+
+@pytest.fixture(scope="session")
+def overlay(tmp_path_factory):
+    "Function giving the environment of a process in which these requirements stand before what is installed"
+    made, root = {}, Path(__file__).resolve().parent.parent
+    def env(*requirements):
+        if requirements not in made:
+            target = tmp_path_factory.mktemp("overlay")
+            done = subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target), *requirements], capture_output=True, text=True, timeout=600)
+            if done.returncode and not os.environ.get("CI"): pytest.skip(f"pip cannot install {' '.join(requirements)}: {done.stderr.strip().splitlines()[-1]}")
+            assert done.returncode == 0, done.stderr
+            made[requirements] = target
+        return {**os.environ, "PYTHONPATH": os.pathsep.join([str(made[requirements]), str(root)])}
+    return env
 
 
 @pytest.fixture(scope="session")

@@ -382,7 +382,6 @@ def test_offline_is_one_line_within_seconds(timm, open_clip, hub, monkeypatch):
 
 
 def test_a_hub_that_never_answers_is_left(timm, hub, monkeypatch):
-    import huggingface_hub.constants as constants
     monkeypatch.setattr(encoders, "PATIENCE", .5)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0)); silent.listen()

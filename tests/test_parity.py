@@ -3,7 +3,7 @@
 Cosines are taken after centring: without, different pictures of a random network have 0.99 already, and the test would prove nothing.
 The network is a ResNet-18 with fixed random weights whose BatchNorm statistics were taken from photos, as a trained network's are."""
 import io
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 import pytest
@@ -146,7 +146,7 @@ def ways():
 @pytest.fixture(scope="module")
 def loaded(resnet18, real_weights, photos):
     "Function giving an encoder and its vectors of the photos, taken without any of what makes it fast"
-    @lru_cache(maxsize=None)
+    @cache
     def load(network):
         encoder = load_encoder(network, weights=resnet18 if network == "resnet18" else real_weights(f"{network}.safetensors"), device="cpu")
         return encoder, np.concatenate([encoder.encode(torch.stack([encoder.preprocess(open_image(p)) for p in photos[i:i + 50]])) for i in range(0, N, 50)])

@@ -94,8 +94,8 @@ def test_coarse_arithmetic_finds_the_same_neighbours(seed, kind, monkeypatch):
     used, ways = [], similar._ways
     monkeypatch.setattr(similar, "_SMALL", 0)
     monkeypatch.setattr(similar, "_ways", lambda items, n_queries: ways(items, 65 if kind == "bf16" else 1))
-    for name in ("_bf16_scores", "_int8_scores"):
-        monkeypatch.setattr(similar, name, lambda *args, f=getattr(similar, name), name=name: (used.append(name[1:5]), f(*args))[1])
+    for name, way in ((name, getattr(similar, name)) for name in ("_bf16_scores", "_int8_scores")):
+        monkeypatch.setattr(similar, name, lambda *args, f=way, name=name: (used.append(name[1:5]), f(*args))[1])
     rng = np.random.default_rng(seed)
     X = troublesome(rng)
     for table in (X, 10.**rng.integers(-15, 15)*X):

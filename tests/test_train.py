@@ -1,6 +1,5 @@
 """Training: it learns, repeats, goes on after an interruption, and says what it cannot do."""
 from dataclasses import asdict
-from pathlib import Path
 
 import numpy as np
 import pytest
