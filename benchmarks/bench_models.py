@@ -120,7 +120,7 @@ def query(n: int, rounds: int, million: int, **_) -> list:
         rng = np.random.default_rng(1)
         photos = np.maximum(X[rng.permutation(size)[:200]] + .01*rng.standard_normal((200, DIM), dtype=np.float32), 0)
         photos /= np.linalg.norm(photos, axis=1, keepdims=True)
-        exact, one, index = NearestItems(n_neighbors=10).fit(X), [], None
+        exact = NearestItems(n_neighbors=10).fit(X)
         ways = {"**fitmatch** `NearestItems`, exact": lambda q: exact.kneighbors(q)[1], "NumPy `X @ q`, `argpartition`": lambda q: np.argpartition(X @ q[0], -10)[None, -10:]}
         start = time.perf_counter()
         index = IndexedItems(n_neighbors=10).fit(X)
