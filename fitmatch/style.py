@@ -108,14 +108,14 @@ class Picture(Figure):
 def _svg_of(figure) -> str:
     buffer = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": "fitmatch", "svg.fonttype": "path", "savefig.facecolor": "auto", "image.composite_image": False}):
-        figure.savefig(buffer, format="svg", dpi=144, bbox_inches="tight", pad_inches=.08, metadata={"Date": None, "Creator": None})
+        figure.savefig(buffer, format="svg", dpi=120, bbox_inches="tight", pad_inches=.08, metadata={"Date": None, "Creator": None})
     return buffer.getvalue()
 
 def _smaller(found) -> str:
     "A photograph inside an SVG as WebP, where that is smaller by half"
     data, packed = base64.b64decode(found[1]), io.BytesIO()
     if len(data) < 2000: return found[0]
-    Image.open(io.BytesIO(data)).save(packed, "WEBP", quality=82, method=4)
+    Image.open(io.BytesIO(data)).save(packed, "WEBP", quality=78, method=5)
     return f'"data:image/webp;base64,{base64.b64encode(packed.getvalue()).decode()}"' if 2*len(packed.getvalue()) < len(data) else found[0]
 
 def _themed(svg:str) -> str:
