@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PALETTE', 'SYMBOLS', 'INK', 'PAPER', 'NIGHT', 'RULE', 'SOFT', 'LIGHT_TEXT', 'DARK_TEXT', 'label_styles',
-           'as_seen_with', 'colour_distance', 'in_our_look', 'subplots', 'Picture', 'finish', 'shaded_cells']
+           'as_seen_with', 'colour_distance', 'in_our_look', 'subplots', 'Picture', 'finish', 'shaded_cells',
+           'photograph']
 
 # %% ../nbs/00a_style.ipynb #a0570003
 import base64
@@ -15,7 +16,8 @@ from html import escape
 
 import matplotlib as mpl
 import numpy as np
-from IPython.display import display
+from IPython.display import HTML, display
+from matplotlib._pylab_helpers import Gcf
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
@@ -144,7 +146,8 @@ def finish(
     return figure
 
 def _adopted(figure:Figure) -> Picture:
-    "A copy of a foreign figure, on our paper and with our frames"
+    "A copy of a foreign figure, on our paper and with our frames; one of pyplot's is closed, or a notebook would show it as well"
+    Gcf.destroy_fig(figure)
     figure = copy.deepcopy(figure)
     figure.__class__ = Picture
     figure.patch.set_facecolor(PAPER)
@@ -164,9 +167,21 @@ def shaded_cells(
     for (i, j), share in np.ndenumerate(shares):
         if share != share: continue
         axis.add_patch(mpl.patches.FancyBboxPatch((j - .44, i - .44), .88, .88, boxstyle="round,pad=0,rounding_size=.08", linewidth=0, facecolor=(*mpl.colors.to_rgb(PALETTE[0]), max(.05, .8*share))))
-        axis.text(j, i, texts[i][j], ha="center", va="center", fontsize=9, color=INK, fontweight="bold" if i == j else "normal")
+        axis.text(j, i, texts[i][j], ha="center", va="center", fontsize=9, color=INK, fontweight="bold" if i == j and list(rows) == list(columns) else "normal")
     axis.set(xlim=(-.5, len(columns) - .5), ylim=(len(rows) - .5, -.5), aspect="equal")
     axis.set_xticks(range(len(columns)), columns, rotation=40, ha="right", rotation_mode="anchor", parse_math=False)
     axis.set_yticks(range(len(rows)), rows, parse_math=False)
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
+
+# %% ../nbs/00a_style.ipynb #a057001e
+def photograph(
+    image:Image.Image, # RGB
+    alt:str,           # what a reader who does not see it should know
+    quality:int=80,    # of the JPEG
+) -> HTML:
+    "A picture as a notebook shows it: a tenth of what PNG would take, with an alt text. Raises `FitmatchError` without one"
+    if not str(alt).strip(): raise FitmatchError("a picture needs an alt text: photograph(image, 'what it shows, in a sentence')")
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=quality)
+    return HTML(f'<img src="data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}" alt="{escape(str(alt))}" width="{image.width}" style="max-width:100%;height:auto">')
