@@ -92,6 +92,8 @@ class Picture(Figure):
     "A matplotlib figure that a notebook shows with its alt text, by day and by night"
     alt = ""
 
+    def __init__(self, *args, **kwargs): super().__init__(*args, **kwargs)  # as for `Figure`
+
     def svg(self) -> str:
         "The figure as an SVG for light and dark pages; the same figure gives the same text"
         return _themed(_svg_of(self))
