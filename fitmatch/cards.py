@@ -31,7 +31,7 @@ from .encoders import Encoder, load_encoder
 from .evaluate import known_part, matching_task
 from .images import MAX_PIXELS, ImageRefused, check_images, map_ahead, open_image
 from .match import MATCH_COLUMNS, AlsoBuyMatcher, Compatibility
-from .outfits import build_outfit, mmr
+from .outfits import build_outfit, mmr, reasons
 from .prepare import read_notes
 from .report import Pictures
 from .similar import normalise
@@ -342,7 +342,7 @@ _TEMPLATES = {"pic": """
 <section class="fm-answer" aria-label="goes with it"><p class="fm-step">{{ words }}</p><ul class="fm-tiles">{% for m in matches %}
 <li><figure title="{{ m.title }}"{% if m.decision == "skip" %} class="fm-skip"{% endif %}>{{ pic(m, via(m)) }}<figcaption><span class="fm-cut">{{ m.title }}</span>
 <span class="fm-score">{{ m.score }}</span> {% if m.decision == "matching" %}<span class="fm-tag fm-yes">✓ matching</span>{% elif m.decision %}<span class="fm-tag fm-no">skip</span>{% endif %}
-{%- if m.via %}<br><span class="fm-soft">via {% if m.number %}{{ m.number }}{% else %}{{ m.via.title }}{% endif %}</span>{% endif %}</figcaption></figure></li>
+{%- if m.reason %}<br><span class="fm-soft">{{ m.reason }}</span>{% elif m.via %}<br><span class="fm-soft">via {% if m.number %}{{ m.number }}{% else %}{{ m.via.title }}{% endif %}</span>{% endif %}</figcaption></figure></li>
 {%- endfor %}</ul></section></div>""", "strip": """{% from "pic" import pic, num %}<div class="fm-cards"><section class="fm-answer" aria-label="{{ heading }}">
 <p class="fm-step">{{ heading }}</p><ul class="{{ kind }}">{% for p in products %}<li><figure title="{{ p.title }}">{{ pic(p, num(p.number)) }}
 {%- if p.caption %}<figcaption>{{ p.caption }}</figcaption>{% endif %}</figure></li>{% endfor %}</ul></section></div>"""}
@@ -377,14 +377,16 @@ def cards_html(
     matches:pd.DataFrame,   # of `ask`
     selection:pd.DataFrame, # of `choose`
     heading:str="You asked about", # above the photo
+    matcher:str|None=None,  # name of the matcher that was asked: then the cards of a product's suggestions say why
 ) -> str: # a part of a page, without style
     "A photo, what looks like it, and what goes with it"
     near = matches.dropna(subset=["via"]).drop_duplicates("via").sort_values("similarity", ascending=False, kind="stable").head(5)
     vias = near["via"].tolist()
     product = lambda asin, size: shop.pictures.product(asin, size)
     list(map_ahead(lambda job: shop.pictures.uri(*job), [*((v, 64) for v in vias), *((asin, 144) for asin in selection["match"])]))  # several at a time
-    cards = [{**product(m.match, 144), "score": f"{m.score:.2f}", "decision": m.decision, "number": _number(m.via, vias),
-              "via": product(m.via, 64) if isinstance(m.via, str) else None} for m in selection.itertuples()]
+    why = reasons(_named_matcher(shop, matcher), selection, most=len(selection)) if matcher is not None and len(selection) else [None]*len(selection)
+    cards = [{**product(m.match, 144), "reason": reason, "score": f"{m.score:.2f}", "decision": m.decision, "number": _number(m.via, vias),
+              "via": product(m.via, 64) if isinstance(m.via, str) else None} for m, reason in zip(selection.itertuples(), why)]
     nearest = [{**product(v, 64), "number": i + 1, "similarity": f"{s:.2f}"} for i, (v, s) in enumerate(zip(vias, near["similarity"]))]
     return _render("cards", heading=heading, query=query, near=nearest, matches=cards, words=selection_words(selection, len(matches)))
 

@@ -9,17 +9,16 @@ __all__ = ['PARTS', 'REGIMES', 'SCORERS', 'METRICS', 'ORIGINAL', 'item_groups', 
            'category_prior_scorer', 'cosine_scorer', 'also_buy_scorer', 'training_examples', 'pair_features_scorer',
            'ask', 'fit_scorers', 'resample_groups', 'interval', 'auc_interval', 'rank_rows', 'top_chances',
            'list_diversity', 'full_rankings', 'fitb_shares', 'measure_scorer', 'matching_tasks', 'scoreboard',
-           'readable', 'plot_scoreboard', 'compare_matchers', 'by_category_pair', 'by_warmth', 'evaluate_matching',
+           'readable', 'plot_scoreboard', 'precision_recall_band', 'plot_precision_recall', 'reliability',
+           'plot_calibration', 'compare_matchers', 'by_category_pair', 'by_warmth', 'evaluate_matching',
            'random_negatives', 'encoder_scoreboard']
 
 # %% ../nbs/10_evaluate.ipynb #c245ec02
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 from scipy.sparse import coo_matrix, csr_matrix, identity
 from scipy.sparse.csgraph import connected_components
 from scipy.special import expit, gammaln
@@ -28,8 +27,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from .catalogue import Catalogue, FitmatchError, connected_groups, group_names, normalised_title, select
-from .match import AlsoBuyMatcher, choose_threshold, score_pairs
+from .match import AlsoBuyMatcher, choose_threshold, precision_curve, score_pairs
 from .similar import NearestItems, normalise, similarity_blocks
+from .style import PALETTE, SOFT, Picture, finish, in_our_look, subplots
 
 # %% ../nbs/10_evaluate.ipynb #710ce58d
 def _numbers(
@@ -744,7 +744,7 @@ def _check_probabilities(p, name):
 def _measures(task, score, name, photo_groups, n_groups) -> tuple: # ({metrics: function of weights}, {metric: value})
     "Every metric as a function of how often each group of photos is drawn"
     group = lambda rows: photo_groups[rows]
-    k, q = len(task.right), task.query
+    q = task.query
     s, mean = ask(score, q, task.candidate, name), lambda values, rows: _mean_measure(values, group(rows), n_groups)
     found = {("auc", "ap"): _pair_measure(s, task.truth, group(q))}
     has = np.flatnonzero(task.random_candidate >= 0)
@@ -844,25 +844,127 @@ def readable(
 # %% ../nbs/10_evaluate.ipynb #376ba627
 _PLOTTED = ("auc", "fitb", "recall@10")
 
+@in_our_look()
 def plot_scoreboard(
     table:pd.DataFrame, # from `scoreboard`
     metrics=_PLOTTED,   # one panel each
-) -> Figure:
+) -> Picture:
     "Each scorer's figure as a dot with its 95 % interval; what chance gets as a dotted line, where it is known"
     shown = [key for key in metrics if key in table]
     if not shown: raise FitmatchError(f"the table has none of {', '.join(metrics)}: use some of {', '.join(key for key in METRICS if key in table)}")
     chance, at = {"auc": .5, "auc_random": .5, "ap": .5, "accuracy": .5, "fitb": .25}, np.arange(len(table))
-    fig, axes = plt.subplots(1, len(shown), figsize=(1.6 + 2.5*len(shown), .9 + .3*len(table)), sharey=True, squeeze=False, layout="constrained")
+    fig, axes = subplots(1, len(shown), figsize=(1.8 + 2.5*len(shown), .9 + .32*len(table)), sharey=True, squeeze=False)
     for ax, key in zip(axes[0], shown):
         value, low, high = (table[f"{key}{end}"].to_numpy(float) for end in ("", "_low", "_high"))
-        ax.errorbar(value, at, xerr=np.nan_to_num(np.stack([value - low, high - value]).clip(0)), fmt="o", color="#0072B2", ecolor="#56B4E9", elinewidth=2.5, markersize=5)
-        if key in chance: ax.axvline(chance[key], color="grey", lw=1, ls=":")
-        ax.set_title(METRICS[key], fontsize=10)
-        ax.grid(axis="x", alpha=.3); ax.spines[["top", "right", "left"]].set_visible(False); ax.tick_params(left=False)
-    axes[0, 0].set_yticks(at, [str(name).replace("$", r"\$") for name in table.index])
+        ax.errorbar(value, at, xerr=np.nan_to_num(np.stack([value - low, high - value]).clip(0)), fmt="o", color=PALETTE[0], ecolor=PALETTE[5], elinewidth=3, markersize=6)
+        if key in chance: ax.axvline(chance[key], color=SOFT, lw=1.5, ls=(0, (1, 2)))
+        ax.set_title(METRICS[key])
+        ax.grid(axis="x"); ax.spines["left"].set_visible(False); ax.tick_params(left=False)
+    axes[0, 0].set_yticks(at, [str(name) for name in table.index], parse_math=False)
     axes[0, 0].set_ylim(len(table) - .5, -.5)
-    plt.close(fig)  # the notebook shows what is returned, once
-    return fig
+    return finish(fig, "Dots with 95 % intervals. " + "; ".join(f"{METRICS[key]}: " + ", ".join(f"{name} {v:.2f}" for name, v in table[key].items() if np.isfinite(v)) for key in shown) + ".")
+
+# %% ../nbs/10_evaluate.ipynb #10ca0002
+def precision_recall_band(
+    scores:np.ndarray, # (p,) scores
+    truth:np.ndarray,  # (p,) whether each pair is true
+    groups=None,       # (p,) group of each pair's photo; default: each pair by itself
+    n_resamples:int=500,
+    random_state:int=0,
+) -> pd.DataFrame: # recall, precision, low, high; attrs: ap (average precision), prevalence, n
+    "Precision at a hundred recalls, with its interval over groups of photos"
+    scores, truth = np.asarray(scores, dtype=float), np.asarray(truth, dtype=bool)
+    if truth.all() or not truth.any(): raise FitmatchError("precision and recall need pairs that match and pairs that do not: these are all of one kind")
+    curve, grid = precision_curve(scores, truth), np.linspace(.01, 1, 100)     # refuses NaN
+    order = np.argsort(-scores, kind="stable")
+    last, codes = np.append(np.diff(scores[order]) != 0, True), _numbers(np.arange(len(scores)) if groups is None else np.asarray(groups), len(scores))
+    W = resample_groups(codes.max() + 1, n_resamples, random_state)[codes[order]]
+    hits, kept, samples = np.cumsum(W*truth[order, None], axis=0)[last], np.cumsum(W, axis=0)[last], []
+    for h, k in zip(hits.T, kept.T):
+        if h[-1]: samples.append((h/np.maximum(k, 1e-9))[np.searchsorted(h, grid*h[-1]*(1 - 1e-9))])
+    low, high = np.quantile(samples, [.025, .975], axis=0) if samples else (np.full(100, np.nan),)*2
+    at = np.searchsorted(curve["recall"], grid - 1e-9)
+    table = pd.DataFrame({"recall": grid, "precision": curve["precision"].to_numpy()[at], "low": low, "high": high})
+    table.attrs = dict(ap=float((np.diff(curve["recall"], prepend=0)*curve["precision"]).sum()), prevalence=float(truth.mean()), n=len(truth))
+    return table
+
+# %% ../nbs/10_evaluate.ipynb #10ca0003
+@in_our_look()
+def plot_precision_recall(
+    scores, truth,   # (p,) scores and whether each pair is true
+    groups=None,     # (p,) group of each pair's photo
+    threshold=None,  # the score from which on a pair is called matching: marked on the curve
+    n_resamples:int=500, random_state:int=0,
+) -> Picture:
+    "The precision-recall curve with its 95 % band, the chosen threshold, and what a coin would get"
+    scores, truth = np.asarray(scores, dtype=float), np.asarray(truth, dtype=bool)
+    table = precision_recall_band(scores, truth, groups, n_resamples, random_state)
+    ap, prevalence, fig_axis = table.attrs["ap"], table.attrs["prevalence"], subplots(figsize=(4.6, 3.7))
+    fig, axis = fig_axis
+    axis.fill_between(table["recall"], table["low"], table["high"], color=PALETTE[0], alpha=.22, linewidth=0, label="95 % interval")
+    axis.plot(table["recall"], table["precision"], color=PALETTE[0], label=f"average precision {ap:.2f}")
+    axis.axhline(prevalence, color=SOFT, linestyle=(0, (1, 2)), linewidth=1.5, label=f"a coin: {prevalence:.2f}")
+    said = f"Precision-recall curve of {len(truth):,} pairs: average precision {ap:.3f}; a coin would have {prevalence:.2f}."
+    above = scores >= threshold if threshold is not None else np.zeros(len(scores), bool)
+    if above.any():
+        precision, recall = truth[above].mean(), truth[above].sum()/truth.sum()
+        axis.plot(recall, precision, "s", color=PALETTE[3], markersize=9, label=f"threshold {threshold:.2f}", zorder=5)
+        said += f" At the threshold {threshold:.2f}, precision is {precision:.2f} and recall {recall:.2f}."
+    axis.set(title="precision and recall", xlabel="recall: share of the right pairs found", ylabel="precision: share that is right", xlim=(0, 1.01), ylim=(min(.4, prevalence - .1), 1.02))
+    axis.grid()
+    axis.legend(loc="lower left", ncols=2, handlelength=1.6, columnspacing=1.2)
+    return finish(fig, said)
+
+# %% ../nbs/10_evaluate.ipynb #10ca0007
+def reliability(
+    p:np.ndarray,     # (p,) probabilities
+    truth:np.ndarray, # (p,) whether each pair is true
+    groups=None,      # (p,) group of each pair's photo: then the interval is a bootstrap over groups, else Wilson's
+    bins:int=10,
+    n_resamples:int=1000,
+    random_state:int=0,
+) -> pd.DataFrame: # a row a bin that has pairs: predicted (mean probability), observed (share of true ones), low, high, n; attrs: brier, ece
+    "What was said against what was true" # Niculescu-Mizil & Caruana 2005; ECE: Naeini et al. 2015
+    p, truth = _check_probabilities(np.asarray(p, dtype=float), "the scorer"), np.asarray(truth, dtype=bool)
+    if len(p) != len(truth) or not len(p): raise FitmatchError(f"{len(p)} probabilities for {len(truth)} pairs: give one each")
+    at = np.clip(np.ceil(p*bins).astype(int) - 1, 0, bins - 1)
+    n, hits, said = (np.bincount(at, weights, minlength=bins) for weights in (None, truth.astype(float), p))
+    there = n > 0
+    observed = hits[there]/n[there]
+    if groups is None: low, high = _wilson(observed, n[there])
+    else:
+        codes = _numbers(np.asarray(groups), len(p))
+        W = resample_groups(codes.max() + 1, n_resamples, random_state)
+        sums = lambda weights: csr_matrix((weights, (at, codes)), shape=(bins, len(W))).toarray()[there] @ W
+        with np.errstate(invalid="ignore", divide="ignore"): low, high = np.nanquantile(sums(truth.astype(float))/sums(np.ones(len(p))), [.025, .975], axis=1)
+    table = pd.DataFrame({"predicted": said[there]/n[there], "observed": observed, "low": low, "high": high, "n": n[there].astype(int)})
+    table.attrs = dict(brier=float(((p - truth)**2).mean()), ece=float((np.abs(said - hits)).sum()/len(p)))
+    return table
+
+def _wilson(share, n, z=1.96) -> tuple: # Wilson 1927
+    middle, half = share + z*z/(2*n), z*np.sqrt(share*(1 - share)/n + z*z/(4*n*n))
+    return (middle - half)/(1 + z*z/n), (middle + half)/(1 + z*z/n)
+
+# %% ../nbs/10_evaluate.ipynb #10ca0008
+@in_our_look()
+def plot_calibration(
+    p, truth,      # (p,) probabilities and whether each pair is true
+    groups=None,   # (p,) group of each pair's photo
+    bins:int=10, n_resamples:int=1000, random_state:int=0,
+) -> Picture:
+    "The reliability diagram: dots with 95 % intervals around the diagonal, and below it how many pairs each stands for"
+    table = reliability(p, truth, groups, bins, n_resamples, random_state)
+    fig, (axis, bars) = subplots(2, 1, figsize=(4.6, 3.7), sharex=True, height_ratios=[4, 1])
+    axis.plot([0, 1], [0, 1], color=SOFT, linestyle=(0, (1, 2)), linewidth=1.5, label="as said")
+    spread = np.stack([table["observed"] - table["low"], table["high"] - table["observed"]]).clip(0)
+    axis.errorbar(table["predicted"], table["observed"], yerr=spread, fmt="o-", color=PALETTE[0], ecolor=PALETTE[5], elinewidth=2.5, markersize=6, linewidth=1, label="as it was, 95 % interval")
+    bars.bar((np.arange(bins) + .5)/bins, np.histogram(np.asarray(p), np.linspace(0, 1, bins + 1))[0], width=.85/bins, color=PALETTE[5])
+    axis.set(title=f"calibration: error {table.attrs['ece']:.3f}, Brier {table.attrs['brier']:.3f}", ylabel="share that is right", ylim=(-.02, 1.02), xlim=(0, 1))
+    bars.set(xlabel="probability that was said", ylabel="pairs")
+    axis.grid(); axis.legend(loc="upper left")
+    far = table.iloc[(table["predicted"] - table["observed"]).abs().to_numpy().argmax()]
+    return finish(fig, f"Reliability diagram of {len(p):,} pairs in {len(table)} bins. Expected calibration error {table.attrs['ece']:.3f}, Brier score {table.attrs['brier']:.3f}. "
+                       f"Farthest off: said {far['predicted']:.2f}, right {far['observed']:.2f}, {int(far['n'])} pairs.")
 
 # %% ../nbs/10_evaluate.ipynb #90a83d5e
 def compare_matchers(
@@ -932,10 +1034,13 @@ def evaluate_matching(
     task:MatchingTask, # judged pairs
     scorers:dict=SCORERS, # {name: function of the task giving a score function}
     random_state:int=0,
+    keep:dict|None=None, # filled with {name: (p,) scores of the judged pairs}, for curves
 ) -> pd.DataFrame: # one row a scorer: auc, low, high, n; `attrs["left_out"]` says why one is missing
     "AUC with its interval for each way to score the same pairs"
     fitted, left_out = fit_scorers(task, scorers)
-    rows = {name: auc_interval(ask(score, task.query, task.candidate, name), task.truth, task.groups[task.query], random_state=random_state) for name, score in fitted.items()}
+    scores = {name: ask(score, task.query, task.candidate, name) for name, score in fitted.items()}
+    if keep is not None: keep.update(scores)
+    rows = {name: auc_interval(s, task.truth, task.groups[task.query], random_state=random_state) for name, s in scores.items()}
     table = pd.DataFrame(rows).T.astype({"n": int})
     table.attrs["left_out"] = left_out
     return table

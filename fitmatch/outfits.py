@@ -5,19 +5,19 @@
 # %% auto #0
 __all__ = ['PICTURE', 'product_vectors', 'product_groups', 'product_labels', 'without', 'collapse_duplicates', 'one_per_category',
            'mmr', 'diversify', 'more_like', 'lean_towards', 'suggest', 'Outfit', 'build_outfit', 'score_parts',
-           'Explanation', 'explain', 'Heat', 'where_it_looked']
+           'Explanation', 'explain', 'reasons', 'Heat', 'where_it_looked']
 
 # %% ../nbs/09a_outfits.ipynb #9330ea4e
 from dataclasses import dataclass
 from html import escape
 from itertools import combinations
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
 from matplotlib import colormaps
-from matplotlib.figure import Figure
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from PIL import Image
 
 from .catalogue import LABELS, Catalogue, FitmatchError
@@ -28,6 +28,7 @@ from .features import ItemFeatures
 from .images import open_image
 from .match import Compatibility
 from .similar import normalise
+from .style import INK, PALETTE, SOFT, Picture, finish, in_our_look, shaded_cells, subplots
 
 # %% ../nbs/09a_outfits.ipynb #61d62287
 def product_vectors(
@@ -313,7 +314,7 @@ class Outfit:
         square = self.pairs.pivot(index="first", columns="second", values="score").reindex(index=names, columns=names)
         return square.fillna(square.T)
 
-    def plot(self, catalogue=None, picture=None) -> Figure:
+    def plot(self, catalogue=None, picture=None) -> Picture:
         "Photo and pieces in a row, and the score of every pair"
         return _plot_outfit(self, catalogue or self.catalogue, picture if picture is not None else self.picture)
 
@@ -355,29 +356,24 @@ def build_outfit(
     return _outfit(search, (worth[kept], rows[kept]), 0, catalogue, picture)
 
 # %% ../nbs/09a_outfits.ipynb #2684218e
-def _plot_outfit(outfit, catalogue, picture) -> Figure:
+@in_our_look()
+def _plot_outfit(outfit, catalogue, picture) -> Picture:
     if catalogue is None: raise FitmatchError("an outfit is drawn from the products' pictures: give plot(catalogue=…)")
     at = {asin: i for i, asin in enumerate(catalogue.products["asin"])}
     source = picture if picture is not None else catalogue.image_path(at[outfit.photo]) if outfit.photo in at else None
     square = outfit.matrix()
     n = len(square)
-    fig, axes = plt.subplots(1, n + 1, figsize=(1.55*n + 2.7, 2.3), width_ratios=[1]*n + [1.7], layout="constrained")
-    tiles = [(source, "the photo"), *[(catalogue.image_path(at[asin]), f"{part}{' (locked)' if kept else ''}  {score:.2f}")
+    fig, axes = subplots(1, n + 1, figsize=(1.6*n + 2.9, 2.5), width_ratios=[1]*n + [1.8])
+    tiles = [(source, "the photo"), *[(catalogue.image_path(at[asin]), f"{part}{' (locked)' if kept else ''} {score:.2f}")
                                      for part, asin, kept, score in outfit.pieces[["part", "asin", "locked", "score"]].itertuples(index=False)]]
     for axis, (tile, name) in zip(axes, tiles):
-        if tile is None: axis.axis("off"); axis.text(.5, .5, "no picture", ha="center", va="center", fontsize=7)
-        else: _draw_picture(axis, tile, 170)
-        axis.set_title(name, fontsize=8, parse_math=False)
-    heat = axes[-1]
-    heat.imshow(np.where(np.tri(n, k=-1), square, np.nan), cmap="YlGn", vmin=0, vmax=1)
-    for i, j in zip(*np.nonzero(np.tri(n, k=-1))): heat.text(j, i, f"{square.iat[i, j]:.2f}", ha="center", va="center", fontsize=7, color="white" if square.iat[i, j] > .75 else "black")
-    heat.set_xticks(range(n - 1), square.columns[:-1], fontsize=7, rotation=30, ha="right")
-    heat.set_yticks(range(1, n), square.index[1:], fontsize=7)
-    heat.set(xlim=(-.5, n - 1.5), ylim=(n - .5, .5))
-    heat.spines[:].set_visible(False)
-    heat.set_title(f"every pair; together {outfit.total:.2f}", fontsize=8)
-    plt.close(fig)
-    return fig
+        if tile is None: axis.axis("off"); axis.text(.5, .5, "no picture", ha="center", va="center", fontsize=8)
+        else: _draw_picture(axis, tile, 220)
+        axis.set_title(name, fontsize=9, loc="center", parse_math=False)
+    lower = np.where(np.tri(n, k=-1), square, np.nan)[1:, :-1]
+    shaded_cells(axes[-1], lower.clip(0, 1), [[f"{s:.2f}" for s in row] for row in lower], list(square.index[1:]), list(square.columns[:-1]))
+    axes[-1].set_title(f"every pair; together {outfit.total:.2f}", fontsize=9, loc="center")
+    return finish(fig, f"An outfit, {outfit.total:.2f} together: the photo and " + ", ".join(f"{p.part} {p.score:.2f}" for p in outfit.pieces.itertuples()) + "; beside it the score of every pair")
 
 # %% ../nbs/09a_outfits.ipynb #f88237d5
 def _witnesses(matcher, Q, name, row, limit=.9) -> pd.DataFrame:
@@ -460,7 +456,11 @@ class Explanation:
         "The explanation in words"
         return " ".join(filter(None, [f"{self.match} for {self.query or 'the photo'}: {self.decision} ({self.score:.2f}).", *_in_words(self, most), _shoppers(self)]))
 
-    def plot(self, most=12) -> Figure:
+    def reason(self, most=2) -> str:
+        "Why, in a line for a card"
+        return _reason(self, most)
+
+    def plot(self, most=12) -> Picture:
         "The weightiest parts as bars, the rest in one"
         return _plot_parts(self, most)
 
@@ -486,6 +486,20 @@ def _shoppers(e) -> str:
     said = [f"{k} with {what}" for k, what in counts if k]
     return ("The two were bought together. " if e.together else "") + (f"Of the {len(n)} products nearest to the photo, shoppers bought " + ", ".join(said) + "." if said else f"None of the {len(n)} products nearest to the photo was bought with it.")
 
+def _reason(e, most) -> str:
+    n, bought = len(e.neighbours), int(e.neighbours["bought_with_it"].sum()) if len(e.neighbours) else 0
+    said = ["bought together"] if e.together else [f"bought with {bought} of {n} look-alikes"] if bought else []
+    if e.parts is None: return said[0] if said else "looks like the photo"
+    skipped = e.decision == "skip"
+    own = e.parts[~e.parts["kind"].isin(["constant", "alone"]) & ((e.parts["share"] < 0) if skipped else (e.parts["share"] > 0))]
+    words = list(dict.fromkeys(_plainly(p) for p in own.head(3*most).itertuples()))[:most]
+    if words: said.append(("against it: " if skipped else "learned: ") + ", ".join(words))
+    return "; ".join(said) or "nothing of its own speaks for it"
+
+def _plainly(part) -> str: # a part of a score as people would say it
+    a, b = (str(name).partition("=")[2] or ("its look" if name == PICTURE else str(name)) for name in (part.photo, part.product))
+    return "how the two look" if part.kind == "pictures" else f"{a} in both" if part.kind == "shared word" else f"{a} with {b}"
+
 # %% ../nbs/09a_outfits.ipynb #364d04d6
 def explain(
     matcher,       # a fitted `Compatibility` or `AlsoBuyMatcher`
@@ -508,20 +522,36 @@ def explain(
     lift = score*(1 + np.exp(-parts["share"].sum()))
     return Explanation(name, match, score, str(matcher.decide(np.array([score]))[0]), near, parts, together, min(1., float(lift)) if lift < 1 - 1e-3 else 1.)
 
-def _plot_parts(e, most) -> Figure:
+@in_our_look()
+def _plot_parts(e, most) -> Picture:
     if e.parts is None: raise FitmatchError("the also-buy rule has no parts to draw, its score is one cosine: explain(…).neighbours holds its reasons")
     shown, rest = e.parts.head(most), e.parts.iloc[most:]["share"]
-    names = [f"{_shorten(_part_name(p), 60)}  [{p.kind}]" for p in shown.itertuples()] + ([f"{len(rest)} smaller parts"] if len(rest) else []) + ["log-odds, the sum"]
+    names = [f"{_shorten(_part_name(p), 52)}  [{p.kind}]" for p in shown.itertuples()] + ([f"{len(rest)} smaller parts"] if len(rest) else []) + ["log-odds, the sum"]
     shares = [*shown["share"], *([rest.sum()] if len(rest) else []), e.log_odds]
-    colours = ["#009E73" if s > 0 else "#D55E00" for s in shares[:-1]] + ["#444444"]
-    fig, axis = plt.subplots(figsize=(7.4, .24*len(names) + .7), layout="constrained")
-    axis.barh(range(len(names)), shares, color=colours)
-    axis.set_yticks(range(len(names)), names, fontsize=7, parse_math=False)
-    axis.invert_yaxis(); axis.axvline(0, color="black", lw=.6)
-    axis.set_xlabel("speaks against  ←   share of the log-odds   →  speaks for", fontsize=8)
-    axis.spines[["top", "right"]].set_visible(False)
-    plt.close(fig)
-    return fig
+    fig, axis = subplots(figsize=(8, .27*len(names) + .9))
+    axis.barh(range(len(names)), shares, color=[PALETTE[2] if s > 0 else PALETTE[3] for s in shares[:-1]] + [SOFT])
+    axis.set_yticks(range(len(names)), names, parse_math=False)
+    axis.invert_yaxis(); axis.axvline(0, color=INK, lw=.8)
+    axis.set_xlabel("speaks against  ←   share of the log-odds   →  speaks for")
+    return finish(fig, "The parts of a score. " + e.sentence())
+
+# %% ../nbs/09a_outfits.ipynb #09ca0002
+def reasons(
+    matcher,              # the fitted one that made the table
+    matches:pd.DataFrame, # of `match`; a query that is no product needs its vector
+    Q=None,               # {query: (d,) vector} of photos from outside
+    most:int=6,           # rows of each query that get one; then the first that was skipped
+) -> list: # a line a row, None for the others
+    "Why each suggestion, in a line"
+    said, known = [None]*len(matches), set(matcher.asins_)
+    for rows in _by_query(matches):
+        decision = matches["decision"].to_numpy()[rows]
+        for row in dict.fromkeys([*rows[:most], *rows[decision == "skip"][:1]]):
+            query, match = matches["query"].iat[row], matches["match"].iat[row]
+            photo = Q[query] if Q is not None and query in Q else query
+            if isinstance(photo, str) and photo not in known: continue
+            said[row] = explain(matcher, photo, match).reason()
+    return said
 
 # %% ../nbs/09a_outfits.ipynb #4c14b7ff
 def _last_maps(encoder) -> tuple: # (maps, vectors), both part of one graph, from a (1, 3, h, w) batch
@@ -560,11 +590,30 @@ class Heat:
     heat:np.ndarray  # (h, w) float32 of 0 to 1, as large as the photo; all 0 where nothing in the photo raises the score
     maps:np.ndarray  # (rows, columns) float32 of 0 to 1: the same, as coarse as the network's maps
 
+    def plot(self, title:str="") -> Picture:
+        "The photo, and beside it the same with the heat over it, its colours named"
+        return _plot_heat(self, title)
+
     def overlay(self, opacity:float=.65) -> Image.Image:
         "The photo in grey, with the heat over it"
         grey = np.asarray(self.picture.convert("L").convert("RGB"), dtype=np.float32)
         share = opacity*np.sqrt(self.heat)[..., None]
         return Image.fromarray((grey*(1 - share) + 255*colormaps["inferno"](self.heat)[..., :3]*share).clip(0, 255).astype(np.uint8))
+
+@in_our_look()
+def _plot_heat(heat, title) -> Picture:
+    fig, (photo, over) = subplots(1, 2, figsize=(5.8, 2.7))
+    for axis, tile in ((photo, heat.picture), (over, heat.overlay())):
+        axis.imshow(tile)
+        axis.set(xticks=[], yticks=[]); axis.spines[:].set_visible(False)
+    photo.set_title("the photo", loc="center", fontsize=10); over.set_title("what raised the score", loc="center", fontsize=10)
+    bar = fig.colorbar(ScalarMappable(Normalize(0, 1), "inferno"), ax=over, shrink=.8, ticks=[.03, .5, .97])
+    bar.ax.set_yticklabels(["not at all", "somewhat", "looked here\nmost"])
+    bar.outline.set_visible(False); bar.ax.tick_params(length=0)
+    if title: fig.suptitle(title, fontsize=11, fontweight="bold", parse_math=False)
+    y, x = np.unravel_index(heat.heat.argmax(), heat.heat.shape)
+    place = ("upper", "middle", "lower")[min(2, 3*y//heat.heat.shape[0])] + " " + ("left", "centre", "right")[min(2, 3*x//heat.heat.shape[1])]
+    return finish(fig, f"{title + ': ' if title else ''}a photo, and the same in grey with what raised the score glowing: most of it " + (f"in the {place}" if heat.heat.any() else "nowhere"))
 
 def _seen_square(picture, info) -> tuple: # (left, top, width, height) in pixels
     "The part of the photo that the encoder sees"

@@ -23,7 +23,7 @@ from . import __version__
 from .benchmarks import compatibility_scorer
 from .cards import workspace_encoder
 from .catalogue import Catalogue, FitmatchError, load_catalogue, place_file, save_catalogue, select, write_table
-from .classify import CategoryClassifier, accuracy_interval, split_for_training
+from .classify import CategoryClassifier, accuracy_interval, judge, split_for_training
 from .compare import panel_tables
 from .embed import EmbeddingStore, embed, encode_images
 from .encoders import Encoder, load_encoder
@@ -31,6 +31,7 @@ from .evaluate import SCORERS, also_buy_scorer, ask, encoder_scoreboard, evaluat
 from .explore import assign_labels, cluster, cluster_curve, cluster_scores, reduce, sample_rows
 from .images import ImageRefused, check_images
 from .match import AlsoBuyMatcher, Compatibility, choose_threshold, first_allowed
+from .outfits import reasons
 from .report import report
 from .similar import NearestItems, heatmap
 from .prepare import read_notes, write_json
@@ -91,7 +92,7 @@ def classify_stage(
     low, high = accuracy_interval(y[test], predicted, groups=groups[test])[1:]
     confusion = pd.crosstab(pd.Categorical(y[test], model.classes_), pd.Categorical(predicted, model.classes_), dropna=False).to_numpy()
     return dict(model=model, accuracy=float((predicted == y[test]).mean()), low=float(low), high=float(high), confusion=(confusion, model.classes_),
-                majority=float((y[test] == counts.idxmax()).mean()), held_out=len(test), notes=[str(w.message) for w in caught])
+                majority=float((y[test] == counts.idxmax()).mean()), held_out=len(test), judged=judge(model, X, catalogue, rows[test]), notes=[str(w.message) for w in caught])
 
 def _groups(catalogue) -> np.ndarray:
     "(n,) group names; each product its own where none are known"
@@ -104,7 +105,7 @@ def match_stage(
     X:np.ndarray,        # (n, d) embeddings
     oracle=None,         # function of (catalogue, asins, asins) giving true probabilities, when known
     random_state:int=0,
-) -> dict|str: # threshold, table of AUCs, leaks; or the sentence that says why not
+) -> dict|str: # threshold, table of AUCs, scores of the judged pairs, leaks; or the sentence that says why not
     "Measures the learned matcher and the also-buy rule beside their baselines, and chooses the rule's threshold"
     if not catalogue.n_edges(): return "matching is left out: the source has no also_buy, so nobody has said what goes with what"
     try:
@@ -118,7 +119,10 @@ def match_stage(
         found = ask(scores, valid.query, valid.candidate)
         reached = found > -1
         if len(set(valid.truth[reached])) == 2: threshold = choose_threshold(found[reached], valid.truth[reached])
-    return dict(threshold=threshold, table=evaluate_matching(test, scorers, random_state), leaks=task_leaks(test), part=test.part)
+    kept = {}
+    table = evaluate_matching(test, scorers, random_state, kept)
+    judged = pd.DataFrame({"score": kept["learned" if "learned" in kept else "also-buy rule"], "truth": test.truth, "group": test.groups[test.query]})
+    return dict(threshold=threshold, table=table, judged=judged, leaks=task_leaks(test), part=test.part)
 
 def _oracle_scores(task, oracle):
     "The true probabilities as a scorer"
@@ -153,6 +157,7 @@ def example_matches(
     near = pd.DataFrame({"query": np.repeat(asins, index.shape[1]), "neighbour": all_asins[index.ravel()], "similarity": similarity.ravel()})[index.ravel() >= 0]
     if matcher is None: return None, near
     matches = matcher.match(X[rows], asins)
+    matches["reason"] = reasons(matcher, matches)
     return matches, near[near["query"].isin(set(matches["query"]))]
 
 # %% ../nbs/13_pipeline.ipynb #60e4ab28
@@ -230,7 +235,7 @@ def _analyse(catalogue, X, seconds, say, oracle) -> dict:
         found.update(reduction=reduce(X, n_components=min(3, *X.shape)), curve=cluster_curve(X, ks=range(2, min(13, len(X)))), clusters=cluster(X, k=k), k=k)
         found["cluster_scores"] = cluster_scores(found["clusters"], truth) if truth.nunique() > 1 else None
     with stage(seconds, "MLP", say): found["classified"] = classify_stage(catalogue, X)
-    with stage(seconds, "cosine", say): found["heatmap"] = heatmap(X, truth.where(truth.notna(), "unlabelled").to_numpy(dtype=object))
+    with stage(seconds, "cosine", say): found["heatmap"] = heatmap(X, truth.where(truth.notna(), "unlabelled").to_numpy(dtype=object), order=catalogue.labels, catalogue=catalogue)
     with stage(seconds, "matching", say):
         found["matched"] = match_stage(catalogue, X, oracle)
         threshold = found["matched"]["threshold"] if isinstance(found["matched"], dict) else 0.5
@@ -286,9 +291,10 @@ def _finish(catalogue, X, encoder, source, out, found, seconds, say) -> dict:
         **_map_tables(catalogue, X, found),
         matching=matched if isinstance(matched, str) else _ours_first(matched["table"]).to_dict("index"), seconds=seconds)
     if matches is not None: results["threshold"] = found["learned"].threshold_ if found["learned"] else found["matcher"].threshold
-    if found["learned"]: results.update(score_name="probability", learned=True)
+    if found["learned"]: results.update(score_name="probability", learned=True, matcher_history=found["learned"].history_)
     if isinstance(classified, dict):
-        results.update(history=classified["model"].history_, confusion=classified["confusion"], mlp_accuracy=(classified["accuracy"], classified["low"], classified["high"]))
+        results.update(history=classified["model"].history_, confusion=classified["confusion"], judged=classified["judged"], mlp_accuracy=(classified["accuracy"], classified["low"], classified["high"]))
+    if isinstance(matched, dict): results["judged_pairs"] = matched["judged"]
     results["left_out"] = {name: text for name, text in (("classifier", classified), ("matching", matched)) if isinstance(text, str)}
     if matches is None: results["left_out"]["matches"] = matched
     with stage(seconds, "report", say): page = report(results, out/"report.html")

@@ -10,7 +10,6 @@ import base64
 import copy
 import difflib
 import hashlib
-import io
 import re
 from pathlib import Path
 
@@ -20,16 +19,18 @@ from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from PIL import Image
 from plotly.offline import get_plotlyjs
 
 from .catalogue import Catalogue, FitmatchError, select, writing
 from .explore import catalogue_map, cluster_rows, cluster_summary, map_assets, map_html, sample_rows
 from .mappage import picture_sheets
+from .classify import _CONFUSION_CSS, best_epoch, confusion_html
+from .evaluate import plot_calibration, plot_precision_recall
 from .images import ImageRefused, data_uri, thumbnail
+from .style import finish
 
 # %% ../nbs/11_report.ipynb #364f552d
-RESULTS = ("catalogue", "title", "source", "encoder", "reduction", "clusters", "curve", "cluster_scores", "history", "confusion", "mlp_accuracy",
+RESULTS = ("catalogue", "title", "source", "encoder", "reduction", "clusters", "curve", "cluster_scores", "history", "confusion", "mlp_accuracy", "judged", "judged_pairs", "matcher_history",
            "heatmap", "matches", "neighbours", "map_neighbours", "map_matches", "photos", "threshold", "score_name", "learned", "scoreboard", "matching", "seconds", "notes", "left_out", "commands")
 
 def _checked_results(
@@ -67,34 +68,14 @@ class Pictures:
         return {"asin": str(asin), "title": cell("title") or str(asin), "label": cell("ground_truth"), "picture": self.uri(asin, size)}
 
 # %% ../nbs/11_report.ipynb #8890eb08
-def _inked(
-    figure:Figure, # left as it is
-    ink:str,       # "#rrggbb" of texts, ticks and frames
-) -> bytes: # a WebP file with a transparent background
-    "The figure on no paper, in an ink of one's choice"
-    figure = copy.deepcopy(figure)
-    texts = list(figure.texts) + [figure._suptitle]*bool(figure._suptitle)
-    for axis in figure.axes:
-        if not axis.collections and not axis.images: axis.patch.set_alpha(0)
-        axis.tick_params(colors=ink, which="both")
-        for spine in axis.spines.values(): spine.set_edgecolor(ink)
-        texts += [axis.title, axis._left_title, axis._right_title, axis.xaxis.label, axis.yaxis.label]
-        if not axis.collections and not axis.images: texts += axis.texts  # numbers written on a colour keep their own
-        if axis.get_legend(): texts += [*axis.get_legend().get_texts(), axis.get_legend().get_title()]; axis.get_legend().get_frame().set_alpha(0)
-    for text in texts: text.set_color(ink)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130, transparent=True, bbox_inches="tight")
-    packed = io.BytesIO()
-    Image.open(buffer).save(packed, "WEBP", lossless=True, method=3)
-    return packed.getvalue()
-
 def figure_picture(
     figure,  # a matplotlib Figure, or the bytes of a PNG
-    alt:str, # what a reader who does not see it should know
-) -> dict: # alt, light and dark data URIs (dark None: the same picture serves)
+    alt:str, # what a reader should know who does not see it; a figure that has an alt text already keeps it
+) -> dict: # alt, picture (a data URI), plain (whether it needs white paper on a dark page)
     "A static figure for both themes"
-    if isinstance(figure, bytes): return {"alt": alt, "light": data_uri(figure), "dark": None}
-    return {"alt": alt, "light": data_uri(_inked(figure, "#1f1c19")), "dark": data_uri(_inked(figure, "#efeae2"))}
+    if isinstance(figure, bytes): return {"alt": alt, "picture": data_uri(figure), "plain": True}
+    figure = finish(figure, getattr(figure, "alt", "") or alt)
+    return {"alt": figure.alt, "picture": figure.uri(), "plain": False}
 
 # %% ../nbs/11_report.ipynb #e2e25fa3
 def _chart(
@@ -103,6 +84,7 @@ def _chart(
     series:dict,   # {name: (m,) values}; NaN breaks no line, it is skipped
     x_label:str,   # under the axis
     mark=None,     # an x to be marked
+    mark_name:str="chosen", # what is said of it
 ) -> dict|None: # coordinates for the template; None when there is nothing to draw
     "A line chart as coordinates in a box of 440 × 258"
     pairs = {name: [(float(a), float(b)) for a, b in zip(x, values) if np.isfinite(b)] for name, values in series.items()}
@@ -114,7 +96,7 @@ def _chart(
     at_x = lambda v: round(54 + 372*(v - min(xs))/((max(xs) - min(xs)) or 1), 1)
     at_y = lambda v: round(212 - 198*(v - ticks_y[0])/(ticks_y[-1] - ticks_y[0]), 1)
     lines = [{"name": name, "points": [(at_x(a), at_y(b)) for a, b in points], "last": f"{points[-1][1]:.3g}"} for name, points in pairs.items()]
-    return {"title": title, "x_label": x_label, "lines": lines, "mark": None if mark is None else at_x(mark), "marked": mark,
+    return {"title": title, "x_label": x_label, "lines": lines, "mark": None if mark is None else at_x(mark), "marked": f"{mark_name}: {mark}",
             "x": [(at_x(t), f"{t:g}") for t in ticks_x], "y": [(at_y(t), f"{t:,.4g}") for t in ticks_y]}
 
 # %% ../nbs/11_report.ipynb #91369f4c
@@ -187,8 +169,12 @@ def _answers(
         answers.append({"query": pictures.product(query, large),
             "nearest": [{**pictures.product(asin, small), "similarity": f"{similarity:.2f}", "number": number[asin]} for asin, similarity in pairs],
             "matches": [] if own is None else [{**pictures.product(m.match, small), "score": f"{m.score:.2f}", "matching": m.decision == "matching",
-                "decision": str(m.decision), "via": pictures.product(m.via, 64) if isinstance(m.via, str) else None, "number": number.get(m.via)} for m in own.itertuples()]})
+                "decision": str(m.decision), "reason": _reason_of(m), "via": pictures.product(m.via, 64) if isinstance(m.via, str) else None, "number": number.get(m.via)} for m in own.itertuples()]})
     return answers
+
+def _reason_of(m) -> str|None: # the line of `reasons`, where the table has one
+    reason = getattr(m, "reason", None)
+    return str(reason) if isinstance(reason, str) and reason else None
 
 # %% ../nbs/11_report.ipynb #ab7c20f4
 def _headlines(
@@ -244,7 +230,7 @@ def _cluster_section(
     catalogue, clusters = results["catalogue"], results["clusters"]
     if clusters is None: return None
     rows, asins = cluster_rows(clusters, n=10), catalogue.products["asin"]
-    cards = [{"number": c.cluster, "size": f"{c.size:,}", "label": c.label, "purity": None if c.label is None else round(float(c.purity), 3),
+    cards = [{"number": c.cluster, "size": f"{c.size:,}", "label": c.label, "verdict": c.verdict, "purity": None if c.label is None else round(float(c.purity), 3),
               "products": [pictures.product(asins.iat[i], 112) for i in rows[c.cluster]]}
              for c in cluster_summary(clusters, catalogue.products["ground_truth"]).itertuples(index=False)]
     scores = results["cluster_scores"]
@@ -262,15 +248,16 @@ def _curve_section(results:dict) -> dict|None:
     top = curve["silhouette"].idxmax() if curve["silhouette"].notna().any() else None
     return {"charts": [c for c in charts if c], "k": k, "top": None if top is None else int(curve["k"][top]), "table": _table(curve), "sample": curve.attrs.get("silhouette_rows")}
 
-def _classifier_section(results:dict) -> dict|None:
+def _classifier_section(results:dict, pictures:Pictures) -> dict|None:
     "The classifier's curves and its confusion matrix"
     history, confusion, charts = results["history"], results["confusion"], []
     if history is None and confusion is None and results["mlp_accuracy"] is None: return None
     if history is not None:
         for name in ("accuracy", "loss"):
             series = {label: history[column] for label, column in (("train", name), ("held-out", f"val_{name}")) if column in history}
-            charts.append(_chart(f"{name.capitalize()} by epoch", history["epoch"], series, "epoch"))
-    return {"charts": [c for c in charts if c], "table": None if history is None else _table(history), "confusion": _confusion(*confusion) if confusion is not None else None,
+            best = best_epoch(history) if "val_accuracy" in history and "val_loss" in history else None
+            charts.append(_chart(f"{name.capitalize()} by epoch", history["epoch"], series, "epoch", mark=best, mark_name="best"))
+    return {"charts": [c for c in charts if c], "table": None if history is None else _table(history), "confusion": _confusion(*confusion) if confusion is not None else None, "matrix": _matrix(results, pictures),
             "accuracy": _estimate(results["mlp_accuracy"])}
 
 def _confusion(
@@ -282,6 +269,12 @@ def _confusion(
     share = matrix/np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     return {"labels": [str(label) for label in labels], "n": f"{int(matrix.sum()):,}",
             "rows": [[(int(count), round(float(s), 2)) for count, s in zip(*row)] for row in zip(matrix, share)], "recall": [_percent(s, 0) for s in np.diag(share)]}
+
+def _matrix(results, pictures, most=8, size=104) -> Markup|None:
+    "The confusion matrix that opens its pictures; the rest of the page escapes for itself, this does too"
+    judged = results["judged"]
+    if judged is None or not len(judged): return None
+    return Markup(confusion_html(judged, results["catalogue"], results["catalogue"].labels, most, size, lambda asin: pictures.uri(asin, size)))
 
 # %% ../nbs/11_report.ipynb #4264e766
 ORIGINAL = {"encoder": "img2vec ResNet-18, the original project", "mlp": .83, "kmeans": .24, "quoted": True}
@@ -308,7 +301,20 @@ def _matching_section(results:dict) -> dict|None:
     for row in rows:
         row["at"] = None if row["value"] is None else place(row["value"])
         row["from"], row["to"] = (place(row["low"]), place(row["high"])) if row["low"] is not None else (row["at"], row["at"])
-    return {"rows": rows, "n": next((f"{int(row['n']):,}" for row in rows if row["n"]), None)}
+    return {**_matcher_pictures(results), "rows": rows, "n": next((f"{int(row['n']):,}" for row in rows if row["n"]), None)}
+
+def _matcher_pictures(results) -> dict: # curves, charts
+    "Precision, recall and calibration of the scorer that is judged, and how the matcher learned"
+    pairs, history, curves, charts = results["judged_pairs"], results["matcher_history"], [], []
+    if pairs is not None and 0 < pairs["truth"].sum() < len(pairs):
+        data, probable = (pairs["score"].to_numpy(float), pairs["truth"].to_numpy(bool), pairs["group"].to_numpy()), pairs["score"].between(0, 1).all()
+        curves.append(figure_picture(plot_precision_recall(*data, results["threshold"]), ""))
+        if probable and results["learned"]: curves.append(figure_picture(plot_calibration(*data), ""))
+    if history is not None and len(history):
+        for column, title in (("auc", "Held-out AUC by pass"), ("loss", "Training loss by pass")):
+            wide = history.assign(model=history["model"] if "model" in history else 0).pivot(index="epoch", columns="model", values=column)
+            charts.append(_chart(title, wide.index, {f"network {m + 1}": wide[m] for m in wide}, "pass over the purchases"))
+    return {"curves": curves, "charts": [c for c in charts if c]}
 
 # %% ../nbs/11_report.ipynb #d6d97394
 def _refused_section(results:dict, most:int=200) -> dict|None:
@@ -475,6 +481,7 @@ _STYLE_CHARTS = """
 .bar{display:block;height:10px;border-radius:4px;background:var(--c1);min-width:2px}
 .chart svg{width:100%;height:auto;display:block;font-size:12.5px;font-family:inherit}
 .chart text{fill:var(--soft)}
+.chart .said{paint-order:stroke;stroke:var(--card);stroke-width:5px}
 .chart .rule{stroke:var(--line)}
 .chart .mark{stroke:var(--soft);stroke-dasharray:2 4}
 .chart .l0{stroke:var(--c1);fill:none;stroke-width:2.5}
@@ -491,12 +498,12 @@ summary{cursor:pointer;color:var(--accent);font-size:14.5px;padding:4px 0}
 .meter{height:6px;border-radius:3px;background:var(--skipbg);margin-top:7px;overflow:hidden;max-width:150px}
 .meter i{display:block;height:100%;background:var(--c1)}
 pre{background:var(--skipbg);border-radius:10px;padding:12px 14px;overflow-x:auto;margin:0 0 18px;font:14px/1.5 ui-monospace,Menlo,Consolas,monospace}
-.plain img{background:#fff;border-radius:10px;padding:8px}
+img.plain{background:#fff;border-radius:10px;padding:8px}
 @media(max-width:640px){.wide{display:none}th,td{padding-right:10px}td.n,th.n{padding-right:10px}pre{white-space:pre-wrap;overflow-wrap:anywhere}.cluster{grid-template-columns:1fr;gap:9px}.cluster .row{grid-template-columns:repeat(5,minmax(0,1fr))}.figures div:last-child:nth-child(odd){grid-column:1/-1}.figures{grid-template-columns:1fr 1fr}.figures .big{font-size:28px}.track{min-width:90px}}
 """
 
 # %% ../nbs/11_report.ipynb #53722ad6
-_STYLES = _STYLE + _STYLE_PICTURES + _STYLE_NUMBERS + _STYLE_CHARTS + _STYLE_PHONE
+_STYLES = _STYLE + _STYLE_PICTURES + _STYLE_NUMBERS + _STYLE_CHARTS + _STYLE_PHONE + _CONFUSION_CSS
 
 # %% ../nbs/11_report.ipynb #289a9cf3
 _MACROS = """
@@ -515,8 +522,9 @@ _MACROS = """
 {%- macro tiles(items, titles=True) -%}
 <ul class="tiles">{% for m in items %}<li><figure title="{{ m.title }}"{% if not m.matching %} class="no-match"{% endif %}>{{ pic(m, via(m)) }}
 <figcaption>{% if titles %}<span class="cut">{{ m.title }}</span>{% endif %}<span class="score">{{ m.score }}</span> {{ badge(m) }}<br>
-<span class="soft">{% if not m.via %}learned{% elif m.number %}via {{ m.number }}{% else %}via {{ m.via.title }}{% endif %}</span></figcaption></figure></li>{% endfor %}</ul>
+<span class="soft">{% if m.reason %}{{ m.reason }}{% elif not m.via %}learned{% elif m.number %}via {{ m.number }}{% else %}via {{ m.via.title }}{% endif %}</span></figcaption></figure></li>{% endfor %}</ul>
 {%- endmacro -%}
+{%- macro still(p, width="") -%}<img{% if p.plain %} class="plain"{% endif %} src="{{ p.picture }}" alt="{{ p.alt }}" loading="lazy" style="margin:0 auto;{{ width }}">{%- endmacro -%}
 {%- macro table(t, caption, label) -%}
 <div class="scroll" tabindex="0" role="region" aria-label="{{ label }}"><table><caption>{{ caption }}</caption><thead><tr>{% for c in t.columns %}
 <th scope="col"{% if not loop.first %} class="n"{% endif %}>{{ c }}</th>{% endfor %}</tr></thead>
@@ -528,7 +536,7 @@ _MACROS = """
 ; {{ l.name }} ends at {{ l.last }}{% endfor %}">
 {% for y, text in c.y %}<line class="rule" x1="54" x2="426" y1="{{ y }}" y2="{{ y }}"/><text x="46" y="{{ y + 4 }}" text-anchor="end">{{ text }}</text>{% endfor %}
 {% for x, text in c.x %}<text x="{{ x }}" y="231" text-anchor="middle">{{ text }}</text>{% endfor %}<text x="240" y="253" text-anchor="middle">{{ c.x_label }}</text>
-{% if c.mark is not none %}<line class="mark" x1="{{ c.mark }}" x2="{{ c.mark }}" y1="10" y2="212"/><text x="{{ c.mark + 6 }}" y="20">chosen: {{ c.marked }}</text>
+{% if c.mark is not none %}<line class="mark" x1="{{ c.mark }}" x2="{{ c.mark }}" y1="10" y2="212"/><text x="{{ c.mark + (6 if c.mark < 320 else -6) }}" y="20" class="said"{% if c.mark >= 320 %} text-anchor="end"{% endif %}>{{ c.marked }}</text>
 {% endif %}
 {% for l in c.lines %}{% set i = loop.index0 % 2 %}<polyline class="l{{ i }}" points="{% for x, y in l.points %}{{ x }},{{ y }} {% endfor %}"/>
 {% if l.points|length <= 30 %}{% for x, y in l.points %}{% if i %}<rect class="d1" x="{{ x - 3 }}" y="{{ y - 3 }}" width="6" height="6"/>{% else %}
@@ -590,11 +598,11 @@ label twice, {{ clusters.scores.accuracy }} of the products are right; adjusted 
 {{ curve.top }}{% endif %}{% if curve.sample %}; it is measured on {{ "{:,}".format(curve.sample) }} products{% endif %}.{% if curve.k %} {{ curve.k }}
 clusters are shown below.{% endif %}</p>
 <details><summary>The same as a table</summary>{{ table(curve.table, "Inertia and silhouette by number of clusters", "cluster curve") }}</details>{% endif %}
-{% if clusters %}<div style="margin-top:22px">{% for c in clusters.cards %}<div class="cluster"><div><h3 style="margin:0">Cluster {{ c.number }}</h3>
-<span class="soft">{{ c.size }} products</span>{% if c.label is not none %}<br>{{ "%.0f"|format(100*c.purity) }}&nbsp;% {{ c.label }}
+{% if clusters %}<div style="margin-top:22px">{% for c in clusters.cards %}<div class="cluster"><div><h3 style="margin:0">{% if c.label is none %}Cluster {{ c.number }}{% else %}{{ c.verdict }}{% endif %}</h3>
+<span class="soft">{% if c.label is not none %}cluster {{ c.number }}, {% endif %}{{ c.size }} products</span>{% if c.label is not none %}<br>{{ "%.0f"|format(100*c.purity) }}&nbsp;% {{ c.label }}
 <div class="meter" aria-hidden="true"><i style="width:{{ 100*c.purity }}%"></i></div>{% endif %}</div>
 <div class="row">{% for p in c.products %}<figure title="{{ p.title }}">{{ pic(p) }}</figure>{% endfor %}</div></div>{% endfor %}</div>
-<p class="soft" style="margin-top:12px">Ten products of each, drawn at random: a mixed cluster looks mixed.</p>{% endif %}</section>{% endif %}
+<p class="soft" style="margin-top:12px">Ten products of each, drawn at random: a mixed cluster looks mixed.{% if clusters.cards[0].label is not none %} A cluster is <em>good</em> when at least 75 % of its products share a label and it is nearer to pure than the whole catalogue is, <em>mixed</em> when fewer than half do, <em>fair</em> in between.{% endif %}</p>{% endif %}</section>{% endif %}
 """
 
 # %% ../nbs/11_report.ipynb #a8a86e0f
@@ -605,7 +613,9 @@ _CLASSIFIER = """
 {{ "%.1f"|format(100*classifier.accuracy.low) }} to {{ "%.1f"|format(100*classifier.accuracy.high) }} %){% endif %}.{% endif %}</p>
 {% if classifier.charts %}<div class="grid2">{% for c in classifier.charts %}{{ chart(c) }}{% endfor %}</div>
 <details><summary>The same as a table</summary>{{ table(classifier.table, "Loss and accuracy by epoch", "epochs") }}</details>{% endif %}
-{% if classifier.confusion %}{% set m = classifier.confusion %}<div class="card" style="margin-top:20px"><h3>Where it errs</h3>
+{% if classifier.matrix %}<div class="card" style="margin-top:20px"><h3>Where it errs, and on what</h3>
+<p class="soft">Held-out products: a row is the true label, a column what the network said. The shade is the share of the row. Press a number to see the products
+behind it, the surest first.</p>{{ classifier.matrix }}</div>{% elif classifier.confusion %}{% set m = classifier.confusion %}<div class="card" style="margin-top:20px"><h3>Where it errs</h3>
 <p class="soft">{{ m.n }} held-out products: a row is the true label, a column what the network said. The shade is the share of the row.</p>
 <div class="scroll" tabindex="0" role="region" aria-label="confusion matrix"><table class="confusion">
 <thead><tr><td></td>{% for label in m.labels %}<th scope="col">{{ label }}</th>{% endfor %}<th scope="col">found</th></tr></thead><tbody>
@@ -620,8 +630,7 @@ _SIMILAR = """
 {% if heatmap %}<section id="similarity"><h2>How alike products are</h2>
 <p class="lead">Cosine similarity between the embeddings of a readable sample, sorted by label. Blocks along the diagonal are labels whose products look alike;
 bright squares beside it are labels the encoder takes for each other.</p>
-<div class="card{% if not heatmap.dark %} plain{% endif %}"><picture>{% if heatmap.dark %}<source media="(prefers-color-scheme: dark)" srcset="{{ heatmap.dark }}">
-{% endif %}<img src="{{ heatmap.light }}" alt="{{ heatmap.alt }}" style="margin:0 auto;max-height:760px"></picture></div></section>{% endif %}
+<div class="card scroll" tabindex="0" role="region" aria-label="heatmap">{{ still(heatmap, "min-width:560px;width:100%;max-width:900px;height:auto") }}</div></section>{% endif %}
 """
 
 # %% ../nbs/11_report.ipynb #774b3068
@@ -656,7 +665,13 @@ is 0.5, the thin line.{% if matching.n %} {{ matching.n }} pairs.{% endif %}</p>
 {% for r in matching.rows %}<tr><th scope="row">{{ r.name }}</th><td class="n">{% if r.value is none %}not measured{% else %}{{ "%.3f"|format(r.value) }}{% endif %}
 </td><td class="n">{% if r.low is not none %}{{ "%.3f"|format(r.low) }} to {{ "%.3f"|format(r.high) }}{% endif %}</td>
 <td class="wide">{% if r.at is not none %}<div class="track" aria-hidden="true"><u></u><i style="left:{{ r.from }}%;width:{{ r.to - r.from }}%"></i>
-<b style="left:{{ r.at }}%"></b></div>{% endif %}</td></tr>{% endfor %}</tbody></table></div>{% endif %}</section>{% endif %}
+<b style="left:{{ r.at }}%"></b></div>{% endif %}</td></tr>{% endfor %}</tbody></table></div>
+{% if matching.curves %}<h3 style="margin-top:26px">What a threshold buys{% if matching.curves|length > 1 %}, and whether the probability can be believed{% endif %}</h3>
+<p class="lead">The same pairs, scored by {{ matching.rows[0].name }}. Half of them are right by construction, so precision starts from one half; in a shop right pairs are rarer.{% if matching.curves|length > 1 %} The second
+picture compares the probability that was said with the share that was right: on the dotted line they agree.{% endif %}</p>
+<div class="grid2">{% for p in matching.curves %}<div class="card">{{ still(p, "width:100%;max-width:480px;height:auto") }}</div>{% endfor %}</div>{% endif %}
+{% if matching.charts %}<h3 style="margin-top:26px">How it learned</h3><div class="grid2">{% for c in matching.charts %}{{ chart(c) }}{% endfor %}</div>{% endif %}
+{% endif %}</section>{% endif %}
 """
 
 # %% ../nbs/11_report.ipynb #c4e09f24
@@ -688,7 +703,7 @@ _PAGE = """<!doctype html>
 <meta http-equiv="Content-Security-Policy" content="{{ policy }}">
 <title>{{ title }} · fitmatch</title><style>{{ style }}</style></head><body>
 <a class="skip-link" href="#figures">To the figures</a>
-{% from "macros" import pic, nearest, tiles, chart, table with context %}
+{% from "macros" import pic, nearest, tiles, chart, still, table with context %}
 {% include "header" %}<main>{% for name in order %}{% include name %}{% endfor %}</main>
 <footer><div class="in">{{ made_by }}</div></footer>
 {% for script in scripts %}<script>{{ script }}</script>
@@ -730,7 +745,7 @@ def _page(
     "Everything the templates show"
     catalogue, pictures = results["catalogue"], Pictures(results["catalogue"], results["photos"])
     page = {"answers": _answers(results, pictures), "headlines": _headlines(results), "map": _map_section(results), "curve": _curve_section(results),
-            "clusters": _cluster_section(results, pictures), "classifier": _classifier_section(results), "scoreboard": _scoreboard_section(results),
+            "clusters": _cluster_section(results, pictures), "classifier": _classifier_section(results, pictures), "scoreboard": _scoreboard_section(results),
             "matching": _matching_section(results), "refused": _refused_section(results), "time": _time_section(results)}
     alt = f"Heatmap of the cosine similarity between products, sorted by label ({', '.join(map(str, catalogue.labels))})"
     page["heatmap"] = None if results["heatmap"] is None else figure_picture(results["heatmap"], alt)

@@ -79,6 +79,14 @@ def test_stored_outputs_can_be_published(notebook):
         assert not output.get("data") or set(output["data"]) - {"application/vnd.jupyter.widget-view+json"}, f"cell {cell} needs a kernel to be seen"
 
 
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=NAMES)
+def test_every_picture_has_an_alt_text(notebook):
+    for cell, output in outputs(notebook):
+        data = output.get("data", {})
+        assert "text/html" in data or not {"image/png", "image/jpeg"} & set(data), f"cell {cell} shows a bare picture: end it with fitmatch.style.finish(figure, alt) or photograph(image, alt)"
+        for image in re.findall(r"<img\b[^>]*>", "".join(data.get("text/html", ""))): assert re.search(r"\balt=", image), f"cell {cell}: {image[:60]}"
+
+
 @pytest.fixture(scope="session")
 def pages():
     "Every notebook as HTML"

@@ -44,10 +44,13 @@ def make_results(root, say):
                            columns=["query", "via", "match", "similarity", "score", "decision"])
     neighbours = pd.DataFrame([(q, asins[i], .9) for q in asins[:3] for i in range(10, 15)], columns=["query", "neighbour", "similarity"])
     on_map = dict(map_neighbours=pd.DataFrame([(a, b, .8) for a, b in zip(asins, asins[1:])], columns=["query", "neighbour", "similarity"]), map_matches=matches)
+    judged = pd.DataFrame(dict(asin=asins, truth=catalogue.products["ground_truth"], predicted=[labels[i % 3 if i > 5 else 0] for i in range(n)], probability=np.linspace(.4, .99, n)))
+    pairs = pd.DataFrame(dict(score=np.linspace(0, 1, 40), truth=np.arange(40) % 3 > 0, group=np.arange(40)//2))
+    passes = pd.DataFrame(dict(epoch=[1, 2, 1, 2], loss=[2., 1, 2, 1], auc=[.5, .7, .6, .7], model=[0, 0, 1, 1]))
     return dict(**on_map, catalogue=catalogue, title=say("What goes with what"), source=say("a shop"), encoder={"name": say("cnn"), "dim": 8, "weights_sha256": say("ab"), "licence": say("CC0")},
         reduction=reduce(X), clusters=clusters, curve=cluster_curve(X), cluster_scores=cluster_scores(clusters, catalogue.products["ground_truth"]),
         history=pd.DataFrame(dict(epoch=epochs, loss=1/epochs, accuracy=1 - .5/epochs, val_loss=1.1/epochs, val_accuracy=.9 - .5/epochs)),
-        confusion=(np.eye(3, dtype=int)*9, labels), mlp_accuracy=(.9, .85, .95), heatmap=figure, matches=matches, neighbours=neighbours,
+        confusion=(np.eye(3, dtype=int)*9, labels), judged=judged, judged_pairs=pairs, matcher_history=passes, mlp_accuracy=(.9, .85, .95), heatmap=figure, matches=matches, neighbours=neighbours,
         photos={asins[0]: root/"5.png"}, threshold=.5, score_name=say("cosine"), learned=False, scoreboard=pd.DataFrame({"encoder": [say("cnn")], "mlp": [.9], "kmeans": [np.nan], say("note"): [say("n")]}),
         matching={say("also-buy rule"): dict(auc=.7, low=.6, high=.8, n=99), say("oracle"): dict(auc=.9, low=None, high=None)}, seconds={say("pictures"): 1., say("MLP"): .5},
         notes=[say("a note")], left_out={}, commands=[(say("a sentence"), say("a command"))])
@@ -120,12 +123,26 @@ def test_the_threshold_is_shown_by_the_first_that_fell_below(results, page):
 
 def test_figures_come_in_two_inks_and_are_left_alone(results):
     figure = results["heatmap"]
-    both = figure_picture(figure, "alt")
-    light, dark = (np.asarray(Image.open(io.BytesIO(__import__("base64").b64decode(both[k].split(",")[1]))).convert("RGBA")) for k in ("light", "dark"))
-    assert light.shape == dark.shape and light[0, 0, 3] == dark[0, 0, 3] == 0 and not np.array_equal(light, dark)
-    assert figure.axes[0].title.get_color() in ("black", (0, 0, 0, 1)) and figure.patch.get_alpha() is None
+    shown = figure_picture(figure, "alt")
+    svg = __import__("base64").b64decode(shown["picture"].split(",")[1]).decode()
+    assert "prefers-color-scheme:dark" in svg and shown["alt"] == "alt" and not shown["plain"]
+    assert figure.axes[0].title.get_color() in ("black", (0, 0, 0, 1)) and not hasattr(figure, "alt")
     buffer = io.BytesIO(); Image.linear_gradient("L").resize((8, 8)).save(buffer, "PNG")
-    assert figure_picture(buffer.getvalue(), "alt")["dark"] is None
+    assert figure_picture(buffer.getvalue(), "alt")["plain"]
+
+def test_cards_give_their_reason(results):
+    table = results["matches"].assign(reason=["bought with 2 of 5 <look-alikes>"] + [None]*(len(results["matches"]) - 1))
+    first = outside_scripts(report_html({**results, "matches": table})).split("<main>")[0]
+    assert "bought with 2 of 5 &lt;look-alikes&gt;" in first and "via " in first
+
+def test_clusters_are_judged_in_words(results, page):
+    assert "mixed: bad" in page and "nearer to pure than the whole catalogue" in " ".join(page.split())
+    whole = report_html({**results, "clusters": pd.factorize(results["catalogue"].products["ground_truth"])[0]})
+    assert "shoes: good" in whole and "mixed: bad" not in whole
+
+def test_without_pictures_the_matrix_is_a_table(results):
+    some = {**results, "judged": None}
+    assert "popovertarget" not in report_html(some) and 'class="confusion"' in report_html(some)
 
 def test_an_unlabelled_catalogue_makes_a_page(results, tmp_path):
     for i in range(5): Image.linear_gradient("L").resize((20, 20 + i)).save(tmp_path/f"{i}.png")
@@ -193,7 +210,18 @@ def test_the_hostile_report_in_a_browser(browser, hostile, page, tmp_path, width
     assert shown.evaluate("document.documentElement.scrollWidth") == width
     luminance = shown.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number).reduce((a, b) => a + b)/3")
     assert (luminance < 40) if scheme == "dark" else (luminance > 220)
-    assert shown.locator("#similarity img").evaluate("e => e.currentSrc") == shown.locator("#similarity source" if scheme == "dark" else "#similarity img").first.get_attribute("srcset" if scheme == "dark" else "src")
+    for picture in shown.locator("#similarity img, #scores img").all():
+        picture.scroll_into_view_if_needed()
+        corner = np.asarray(Image.open(io.BytesIO(picture.screenshot())).convert("L"))[2, 2]
+        assert corner < 60 if scheme == "dark" else corner > 240
+    cell = shown.locator(".fm-confusion td > button").first               # with the keyboard, as with a mouse or finger
+    cell.focus(); shown.keyboard.press("Enter")
+    panel = shown.locator(".fm-pop:popover-open")
+    box = panel.bounding_box()
+    assert panel.count() == 1 and panel.locator("img").count() and panel.locator("img").first.evaluate("e => e.decode().then(() => e.naturalWidth)") > 1
+    assert box["x"] >= 0 and box["x"] + box["width"] <= width and cell.bounding_box()["height"] >= 40
+    shown.keyboard.press("Escape")
+    assert panel.count() == 0 and shown.evaluate("window.PWNED") is None
 
 def report_file(path, html):
     path.write_text(html, encoding="utf-8")
