@@ -373,8 +373,8 @@ def _plot_outfit(outfit, catalogue, picture) -> Figure:
     heat = axes[-1]
     heat.imshow(np.where(np.tri(n, k=-1), square, np.nan), cmap="YlGn", vmin=0, vmax=1)
     for i, j in zip(*np.nonzero(np.tri(n, k=-1))): heat.text(j, i, f"{square.iat[i, j]:.2f}", ha="center", va="center", fontsize=7, color="white" if square.iat[i, j] > .75 else "black")
-    heat.set_xticks(range(n - 1), square.columns[:-1], fontsize=7, rotation=30, ha="right", parse_math=False)
-    heat.set_yticks(range(1, n), square.index[1:], fontsize=7, parse_math=False)
+    heat.set_xticks(range(n - 1), square.columns[:-1], fontsize=7, rotation=30, ha="right")
+    heat.set_yticks(range(1, n), square.index[1:], fontsize=7)
     heat.set(xlim=(-.5, n - 1.5), ylim=(n - .5, .5))
     heat.spines[:].set_visible(False)
     heat.set_title(f"every pair; together {outfit.total:.2f}", fontsize=8)

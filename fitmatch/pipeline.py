@@ -332,9 +332,10 @@ def _encode_photos(encoder, photos) -> tuple:
     "(vectors of the good photos, names of the good photos, {photo: why it was refused})"
     vectors, good, refused = [], [], {}
     for photo in photos:
+        name = str(photo).encode("utf-8", "backslashreplace").decode()      # a file's name may hold bytes that are no text, and tables hold text
         try: vectors += list(encode_images(encoder, [photo]))
-        except ImageRefused as e: refused[str(photo)] = str(e)
-        else: good.append(str(photo))
+        except ImageRefused as e: refused[name] = str(e)
+        else: good.append(name)
     return (np.concatenate(vectors) if vectors else np.empty((0, encoder.info.dim), np.float32)), good, refused
 
 # %% ../nbs/13_pipeline.ipynb #e1cf645c
