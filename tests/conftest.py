@@ -2,6 +2,8 @@
 import importlib.util
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +44,20 @@ def real_data():
 def real_weights():
     "Function giving a path below FITMATCH_WEIGHTS; skips with the reason where it is absent"
     return lambda *parts: _folder("FITMATCH_WEIGHTS", *parts)
+
+
+@pytest.fixture(scope="session")
+def overlay(tmp_path_factory):
+    "Function installing other versions of some packages, without what they require: the folder to put first on PYTHONPATH. Skips with the reason where they cannot be had"
+    made = {}
+    def install(*requirements):
+        if requirements not in made:
+            folder = tmp_path_factory.mktemp("overlay")
+            done = subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder), *requirements], capture_output=True, text=True)
+            made[requirements] = folder if done.returncode == 0 else f"pip cannot bring {', '.join(requirements)}: {done.stderr.strip().splitlines()[-1]}"
+        if isinstance(made[requirements], str): pytest.skip(made[requirements])
+        return made[requirements]
+    return install
 
 
 @pytest.fixture(scope="session")

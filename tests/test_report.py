@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from fitmatch.catalogue import FitmatchError, clean
-from fitmatch.explore import cluster, reduce
+from fitmatch.explore import cluster, cluster_curve, reduce
 from fitmatch.report import RESULTS, figure_picture, report, report_html
 from hostile import PAYLOADS, Page, make_results
 from PIL import Image
