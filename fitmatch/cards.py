@@ -334,6 +334,7 @@ def threshold_words(
 _STYLE = """
 .fm-cards{color:inherit;font:14px/1.4 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif;max-width:100%;overflow-wrap:anywhere;display:flex;flex-wrap:wrap;gap:18px;align-items:flex-start;white-space:normal}
 .fm-cards *{box-sizing:border-box}
+.fm-cards+.fm-cards{margin-top:14px}
 .fm-cards .fm-ask{flex:1 1 190px;max-width:260px;min-width:0}
 .fm-cards .fm-answer{flex:4 1 300px;min-width:0}
 .fm-cards ul,.fm-cards ol{list-style:none;margin:0;padding:0;display:grid;gap:12px}
@@ -484,7 +485,7 @@ def csv_link(
     "A link that holds the table as a CSV"
     text = table.map(escape_formula).rename(columns=escape_formula).to_csv(index=False)
     uri = "data:text/csv;charset=utf-8;base64," + base64.b64encode(text.encode("utf-8-sig")).decode()  # the mark tells Excel that it is UTF-8
-    return _ENVIRONMENT.from_string('<a href="{{ uri }}" download="{{ name }}" style="color:inherit;text-decoration:underline">{{ words }}</a>').render(uri=uri, name=name, words=words)
+    return _ENVIRONMENT.from_string('<a href="{{ uri }}" download="{{ name }}" style="color:inherit;text-decoration:underline;margin-right:14px">{{ words }}</a>').render(uri=uri, name=name, words=words)
 
 def read_csv_link(
     link:str, # of `csv_link`

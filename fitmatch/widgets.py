@@ -358,7 +358,7 @@ class ThresholdExplorer(Demo):
     def picture(self) -> str: # a part of a page
         "The chart and what it says"
         curve = self.curves.get(self.matcher.value, "nothing was measured: this shop has no matcher")
-        return f'<div class="fm-threshold">{threshold_chart(curve, self.threshold.value, 560, 220)}<p style="white-space:normal;line-height:1.45">{escape(threshold_words(curve, self.threshold.value))}</p></div>'
+        return f'<div class="fm-threshold tex2jax_ignore mathjax_ignore" style="font:14px/1.45 system-ui,sans-serif">{threshold_chart(curve, self.threshold.value, 560, 220)}<p style="white-space:normal;line-height:1.45">{escape(threshold_words(curve, self.threshold.value))}</p></div>'
 
 # %% ../nbs/12_widgets.ipynb #d5b0e648
 class EncoderCompare(Demo):

@@ -2,6 +2,7 @@
 import ast
 import base64
 import html
+import importlib.util
 import io
 import json
 import os
@@ -147,12 +148,27 @@ def test_code_and_csv_hold_the_text_and_nothing_more(made, tmp_path, name):
 @pytest.mark.parametrize("name", ["mathematics", "mathematics, round", "script", "formula"])
 def test_figures_draw_text_as_text(made, name):
     payload, shop = PAYLOADS[name], made(PAYLOADS[name])[1]
-    rows, labels = range(4), shop.catalogue.products["ground_truth"].to_numpy(dtype=object)
+    rows = range(4)
     board = pd.DataFrame({"auc": [.7], "auc_low": [.6], "auc_high": [.8]}, index=[payload])
     for figure in (gallery(shop.catalogue, rows, title=payload), cluster_galleries(shop.catalogue, np.arange(12) % 3, n=2), plot_scoreboard(board)):
         figure.canvas.draw()
         for text in figure.findobj(matplotlib.text.Text):
             if "$" in text.get_text(): assert not text.get_parse_math() or text.get_text().count("$") == text.get_text().count(r"\$"), text.get_text()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("fitmatch.style") is None, reason="these three still take `$…$` of a label for mathematics")
+def test_figures_with_labels_on_their_axes_draw_text_as_text(made):
+    from fitmatch.classify import plot_confusion
+    from fitmatch.similar import heatmap
+    shop = made(PAYLOADS["mathematics"])[1]
+    labels = shop.catalogue.products["ground_truth"].to_numpy(dtype=object)
+    pieces = pd.DataFrame({"part": shop.catalogue.labels, "asin": shop.catalogue.products["asin"][:3], "locked": False, "score": .5})
+    names = ["photo", *shop.catalogue.labels]
+    pairs = pd.DataFrame([(a, b, .5) for i, a in enumerate(names) for b in names[i + 1:]], columns=["first", "second", "score"])
+    outfit = Outfit(shop.catalogue.products["asin"][5], pieces, pairs, .5, None, (), catalogue=shop.catalogue)
+    for figure in (heatmap(shop.X, labels, order=list(shop.catalogue.labels)), plot_confusion(labels, labels), outfit.plot()):
+        figure.canvas.draw()
+        assert not any("$" in text.get_text() and text.get_parse_math() for text in figure.findobj(matplotlib.text.Text))
 
 
 # the command
