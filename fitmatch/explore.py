@@ -10,19 +10,13 @@ __all__ = ['GOOD', 'MIXED', 'cluster_curve', 'plot_cluster_curve', 'cluster', 'a
 # %% ../nbs/06_explore.ipynb #2bac5bef
 import base64
 import io
-import hashlib
-import html
-import json
-import os
 import textwrap
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from matplotlib.figure import Figure
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
@@ -35,7 +29,7 @@ from .catalogue import Catalogue, FitmatchError
 from .images import ImageRefused, data_uri, map_ahead, open_image, thumbnail
 from .mappage import Sheets, map_assets, map_page, picture_sheets, repacked, script_json
 from .projection import METHODS, Reduction, _checked, _principal_axes, _project, reduce, sample_rows, trust
-from .style import PALETTE, RULE, SOFT, Picture, finish, in_our_look, label_styles, subplots
+from .style import PALETTE, SOFT, Picture, finish, in_our_look, label_styles, subplots
 
 # %% ../nbs/06_explore.ipynb #06000005
 @contextmanager
@@ -481,7 +475,7 @@ def map_html(
     stills = [] if still is None else still if isinstance(still, (list, tuple)) else [still]
     return map_page(pack, sheets, plotlyjs, full, script, [(_still(figure), f"map of the catalogue {name}, a picture of it") for figure, name in zip(stills, (m["name"] for m in pack["maps"]))])
 
-def _still(figure:Figure) -> str:
+def _still(figure:Picture) -> str:
     "A figure as a small WebP"
     buffer, packed = io.BytesIO(), io.BytesIO()
     figure.savefig(buffer, format="png", dpi=80)
@@ -512,10 +506,10 @@ def map_picture(
     side:int=40,          # pixels of a picture
     size:tuple=(8, 4.6),  # inches
     random_state:int=0,   # of the choice of pictures, and of umap and tsne
-) -> Figure:
+) -> Picture:
     "The map as a drawing, with a picture wherever there is room for one"
     found, values = _placed_points(X, len(catalogue), 2, method, random_state), _colour_column(color, catalogue)
-    fig, axis = plt.subplots(figsize=size, layout="constrained")
+    fig, axis = subplots(figsize=size)
     order = _value_order(values, catalogue)
     for value, (colour, symbol) in label_styles(catalogue.labels if set(order) <= set(catalogue.labels) else order).items():
         shape, open_ = _MARKERS[symbol.partition("-")[0]], "open" in symbol
@@ -531,5 +525,4 @@ def map_picture(
         except ImageRefused: continue
         image.thumbnail((2*side, 2*side))
         axis.add_artist(AnnotationBbox(OffsetImage(np.asarray(image), zoom=side/160*1.8), found.points[i, :2], pad=.1, bboxprops={"edgecolor": "#888888", "linewidth": .6}))
-    plt.close(fig)
-    return fig
+    return finish(fig, f"Map of {len(catalogue)} products by what they look like, some with their picture: {names[0]} and {names[1]}")

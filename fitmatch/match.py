@@ -278,6 +278,7 @@ class _Asked(_Purchases):
         self.labels_ = catalogue.products["ground_truth"].to_numpy(dtype=object)
         X = np.ones((len(catalogue), 1), np.float32) if X is None else np.asarray(X, dtype=np.float32)
         self._remember(X, catalogue, np.flatnonzero(~np.isnan(X).any(axis=1)))
+        self.bought_ = np.unique(np.repeat(np.arange(len(X)), np.diff(self.offsets_))*len(X) + self.targets_)  # sorted once: it is looked up at every question
         self.against_ = [AgainstAll(net, self.items_) for net in self.networks_]
         return self
 
@@ -359,11 +360,10 @@ class _Suggesting(_Asked):
         via, similarity = np.full(len(query), None, dtype=object), np.full(len(query), np.nan)
         if Q is None or self.X_.shape[1] != np.shape(Q)[1] or not np.isfinite(Q).all() or not len(self.targets_): return via, similarity
         near, index = self.neighbours(Q, queries)
-        n = len(self.asins_)
-        bought = np.unique(np.repeat(np.arange(n), np.diff(self.offsets_))*n + self.targets_)
         for place in range(index.shape[1] - 1, -1, -1):                     # the nearest has the last word
             neighbour = index[query, place]
-            speaks = (neighbour >= 0) & np.isin(neighbour*n + match, bought)
+            asked = neighbour*len(self.asins_) + match
+            speaks = (neighbour >= 0) & (self.bought_[np.searchsorted(self.bought_, asked).clip(max=len(self.bought_) - 1)] == asked)
             via[speaks], similarity[speaks] = self.asins_[neighbour[speaks]], near[query, place][speaks]
         return via, similarity
 

@@ -318,7 +318,7 @@ class Outfit:
         "Photo and pieces in a row, and the score of every pair"
         return _plot_outfit(self, catalogue or self.catalogue, picture if picture is not None else self.picture)
 
-    def _repr_html_(self) -> str: return f"<p>Outfit, {self.total:.3f} over {len(self.pairs)} pairs</p>" + self.pieces.to_html(escape=True, index=False) + self.pairs.to_html(escape=True, index=False)
+    def _repr_html_(self) -> str: return _as_written(f"<p>Outfit, {self.total:.3f} over {len(self.pairs)} pairs</p>" + self.pieces.to_html(escape=True, index=False) + self.pairs.to_html(escape=True, index=False))
 
 def _outfit(search, found, place, catalogue, picture) -> Outfit:
     scores, rows, asins = search.scores, found[1][place], search.scores.matcher.asins_
@@ -330,6 +330,8 @@ def _outfit(search, found, place, catalogue, picture) -> Outfit:
     pieces = pd.DataFrame({"part": search.parts, "asin": asins[rows], "locked": [p in search.locked for p in search.parts], "score": [part_of(p) for p in search.parts]})
     if catalogue is not None and "title" in catalogue.products: pieces.insert(2, "title", _of(catalogue.products.set_index("asin")["title"], asins[rows]))
     return Outfit(search.name, pieces, pairs, scores.mean(worth.mean()), search, found, place, catalogue, picture)
+
+def _as_written(page:str) -> str: return f'<div class="tex2jax_ignore mathjax_ignore">{page}</div>' # a "$" is a price here, not mathematics
 
 # %% ../nbs/09a_outfits.ipynb #7b386677
 def build_outfit(
@@ -466,7 +468,7 @@ class Explanation:
 
     def _repr_html_(self) -> str:
         tables = [t.head(15).to_html(escape=True, index=False) for t in (self.neighbours, self.parts) if t is not None]
-        return f"<p>{escape(self.sentence())}</p>" + "".join(tables)
+        return _as_written(f"<p>{escape(self.sentence())}</p>" + "".join(tables))
 
 def _part_name(part) -> str: return part.photo if part.kind == "shared word" else " ↔ ".join(filter(None, (part.photo, part.product))) or "constant"
 

@@ -33,7 +33,7 @@ from .images import ImageRefused, check_images
 from .match import AlsoBuyMatcher, Compatibility, choose_threshold, first_allowed
 from .outfits import reasons
 from .report import report
-from .similar import NearestItems, heatmap
+from .similar import NearestItems, heatmap, normalise
 from .prepare import read_notes, write_json
 from .sources import read_folder, read_source
 from .wardrobe import draw_wardrobe, match_probability
@@ -323,13 +323,33 @@ def _matching_summary(matched) -> dict:
     return dict(**rule, learned=learned, n=int(matched["table"]["n"].iloc[0]), threshold=matched["threshold"], negatives="same category", leaks=len(matched["leaks"]), baselines=rows)
 
 # %% ../nbs/13_pipeline.ipynb #46d59120
+def _own_products(
+    catalogue:Catalogue, # of the workspace
+    Q:np.ndarray,        # (m, d) vectors of photos
+    X:np.ndarray,        # (n, d) vectors of its products
+    photos:list,         # (m,) names
+) -> dict: # {photo: asin} of those that are a product's own picture
+    "Photos that are in the catalogue already: they are no answer to themselves"
+    V, U, asins = normalise(X), normalise(Q), catalogue.products["asin"].to_numpy(dtype=object)
+    best = [(V @ u).argmax() for u in U]
+    return {photo: asins[i] for photo, u, i in zip(photos, U, best) if V[i] @ u > 1 - 1e-4}
+
+def _asked_by_name(match, Q:np.ndarray, photos:list, own:dict) -> pd.DataFrame:
+    "What `match(Q, names)` answers, where a product's own picture is asked about as that product"
+    names = [own.get(photo, photo) for photo in photos]
+    first = list({name: i for i, name in reversed([*enumerate(names)])}.values())
+    found = dict(list(match(Q[first], [names[i] for i in first]).groupby("query", sort=False)))
+    tables = [found[name].assign(query=photo) for photo, name in zip(photos, names) if name in found]
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
 def _encode_photos(encoder, photos) -> tuple:
     "(vectors of the good photos, names of the good photos, {photo: why it was refused})"
     vectors, good, refused = [], [], {}
     for photo in photos:
+        name = str(photo).encode("utf-8", "backslashreplace").decode()      # a file's name may hold bytes that are no text, and tables hold text
         try: vectors += list(encode_images(encoder, [photo]))
-        except ImageRefused as e: refused[str(photo)] = str(e)
-        else: good.append(str(photo))
+        except ImageRefused as e: refused[name] = str(e)
+        else: good.append(name)
     return (np.concatenate(vectors) if vectors else np.empty((0, encoder.info.dim), np.float32)), good, refused
 
 # %% ../nbs/13_pipeline.ipynb #e1cf645c
@@ -339,7 +359,7 @@ def match_photos(
     k:int=5,              # nearest products looked up
     threshold:float|None=None, # score from which on it is *matching*; default: the workspace's
     matcher:str="rule",   # "rule": the original project's; "learned": what the workspace learned from its purchases
-) -> dict: # matches (table), neighbours (table), refused {photo: reason}, note
+) -> dict: # matches (table), neighbours (table), own {photo: asin} of a product's own picture, refused {photo: reason}, threshold, note
     "What goes with each photo, out of a workspace's products"
     workspace = Path(workspace)
     catalogue, notes = load_catalogue(workspace), read_notes(workspace)
@@ -349,15 +369,27 @@ def match_photos(
     encoder = workspace_encoder(workspace, notes)
     Q, good, refused = _encode_photos(encoder, photos)
     X = embed(catalogue, encoder, EmbeddingStore(workspace, encoder), progress=False)
-    similarity, index = NearestItems(n_neighbors=k).fit(X).kneighbors(Q) if good else (np.empty((0, k)), np.empty((0, k), int))
-    near = pd.DataFrame({"query": np.repeat(np.array(good, dtype=object), k), "neighbour": catalogue.products["asin"].to_numpy(dtype=object)[index.ravel()], "similarity": similarity.ravel()})
-    if not catalogue.n_edges(): return dict(matches=None, neighbours=near, refused=refused, threshold=None, note=notes["matching"].get("left_out", "this workspace has no also_buy"))
+    own = _own_products(catalogue, Q, X, good)
+    near = _neighbours_of(catalogue, X, Q, k, good, own)
+    answer = dict(matches=None, neighbours=near, own=own, refused=refused, threshold=None, note=None)
+    if not catalogue.n_edges(): return answer | dict(note=notes["matching"].get("left_out", "this workspace has no also_buy"))
     if matcher == "learned":
         learned = _workspace_matcher(workspace, notes, X, catalogue, threshold)
-        return dict(matches=learned.match(Q, good) if good else pd.DataFrame(), neighbours=near, refused=refused, threshold=learned.threshold_, note=None)
+        return answer | dict(matches=_asked_by_name(learned.match, Q, good, own), threshold=learned.threshold_)
     threshold = threshold if threshold is not None else notes["matching"].get("threshold", 0.5)
-    matches = AlsoBuyMatcher(n_neighbors=k, threshold=threshold).fit(X, catalogue).match(Q, good) if good else pd.DataFrame()
-    return dict(matches=matches, neighbours=near, refused=refused, threshold=threshold, note=None)
+    rule = AlsoBuyMatcher(n_neighbors=k, threshold=threshold).fit(X, catalogue)
+    return answer | dict(matches=_asked_by_name(rule.match, Q, good, own), threshold=threshold)
+
+def _neighbours_of(catalogue, X, Q, k, photos, own) -> pd.DataFrame: # query, neighbour, similarity
+    "The k nearest products of each photo, without its own product and its variants"
+    if not photos: return pd.DataFrame({"query": [], "neighbour": [], "similarity": []})
+    asins, groups = catalogue.products["asin"].to_numpy(dtype=object), pd.factorize(catalogue.products["group" if "group" in catalogue.products else "asin"])[0]
+    mine = pd.Series(groups, index=asins).reindex([own.get(photo) for photo in photos]).fillna(-1).to_numpy()
+    spare = int(np.bincount(groups)[mine[mine >= 0].astype(int)].max(initial=0))
+    similarity, index = NearestItems(n_neighbors=min(k + spare, len(X))).fit(X).kneighbors(Q)
+    similarity, index = first_allowed(similarity, index, groups[index] == mine[:, None], k)
+    query, place = np.nonzero(index >= 0)
+    return pd.DataFrame({"query": np.array(photos, dtype=object)[query], "neighbour": asins[index[query, place]], "similarity": similarity[query, place]})
 
 def _workspace_matcher(workspace, notes, X, catalogue, threshold) -> Compatibility:
     "The learned matcher of a workspace, told its products"

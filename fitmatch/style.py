@@ -68,7 +68,7 @@ LIGHT_TEXT, DARK_TEXT = "#fefefe", "#161514" # on a coloured cell: they stay as 
 _LOOK = {"figure.facecolor": PAPER, "axes.facecolor": PAPER, "savefig.facecolor": PAPER, "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": SOFT, "axes.titlecolor": INK, "xtick.color": SOFT,
          "ytick.color": SOFT, "xtick.labelcolor": INK, "ytick.labelcolor": INK, "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 11, "axes.titleweight": "bold",
          "axes.titlelocation": "left", "axes.labelsize": 10, "xtick.labelsize": 9, "ytick.labelsize": 9, "legend.fontsize": 9, "legend.frameon": False, "font.family": ["DejaVu Sans"],
-         "font.size": 10, "grid.color": RULE, "grid.linewidth": .8, "axes.axisbelow": True, "lines.linewidth": 2, "axes.prop_cycle": mpl.cycler(color=PALETTE[:6])}
+         "font.size": 10, "grid.color": RULE, "grid.linewidth": .8, "axes.axisbelow": True, "text.parse_math": False, "lines.linewidth": 2, "axes.prop_cycle": mpl.cycler(color=PALETTE[:6])}
 
 def in_our_look():
     "A decorator, or a `with` block, in which matplotlib draws as fitmatch does"

@@ -69,6 +69,29 @@ def demo_run(tmp_path_factory):
     return workspace, demo(workspace, n_products=240, progress=False)
 
 
+@pytest.fixture(scope="session")
+def hostile_workspace(tmp_path_factory):
+    "A workspace of 140 products; every title, category and label carries an attack"
+    from dataclasses import replace
+
+    from fitmatch.catalogue import save_catalogue
+    from fitmatch.encoders import load_encoder
+    from fitmatch.images import check_images
+    from fitmatch.prepare import write_json
+    from fitmatch.wardrobe import draw_wardrobe
+    from hostile import PAYLOADS
+    folder = tmp_path_factory.mktemp("hostile")
+    catalogue = check_images(draw_wardrobe(140, dirty=False, root=folder/"drawn"), progress=False)
+    attacks = [attack[:400] for attack in PAYLOADS.values()]
+    attack = lambda texts: [f"{text} {attacks[i % len(attacks)]}" for i, text in enumerate(texts)]
+    labels = {label: f"{label} {attacks[i]}" for i, label in enumerate(catalogue.labels)}
+    products = catalogue.products.assign(title=attack(catalogue.products["title"]), category=attack(catalogue.products["category"]), ground_truth=catalogue.products["ground_truth"].map(labels))
+    save_catalogue(replace(catalogue, products=products, labels=tuple(labels.values())), folder/"workspace")
+    encoder = load_encoder("fitmatch-cnn")
+    write_json(folder/"workspace"/"run.json", {"encoder": encoder.info.name, "weights_sha256": encoder.weights_sha256, "matching": {"threshold": .5}})
+    return folder/"workspace"
+
+
 @pytest.fixture(scope="module")
 def browser():
     "Chromium with software WebGL; skips with the reason where there is none"

@@ -280,5 +280,19 @@ def test_app_without_its_server(capsys, monkeypatch):
     assert run_command_line(["app"]) == 2 and "pip install 'fitmatch[app]'" in capsys.readouterr().err
 
 
+def test_app_passes_on_what_was_typed(started, demo_run, monkeypatch):
+    "The page's server works in another folder: it opens the real path and shows the one that was typed"
+    from fitmatch.cards import MAX_UPLOAD, open_shop
+    workspace, _ = demo_run
+    monkeypatch.chdir(workspace.parent)
+    app("--workspace", workspace.name)
+    command, variables = started[0]
+    assert variables["FITMATCH_WORKSPACE"] == str(workspace.resolve()) and variables["FITMATCH_TYPED"] == workspace.name
+    assert f"--Voila.tornado_settings={{'websocket_max_message_size': {MAX_UPLOAD + 10**6}}}" in command and variables["FITMATCH_UPLOAD"]
+    for name in ("FITMATCH_WORKSPACE", "FITMATCH_TYPED"): monkeypatch.setenv(name, variables[name])
+    assert open_shop(variables["FITMATCH_WORKSPACE"]).code == f"shop = open_shop({workspace.name!r})"
+    assert open_shop(workspace.name).code == f"shop = open_shop({workspace.name!r})"
+
+
 def test_app_of_no_workspace(tmp_path):
     assert "is no fitmatch workspace" in mistake("app", "--workspace", tmp_path)

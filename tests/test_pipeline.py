@@ -106,3 +106,20 @@ def test_a_source_may_be_named_in_two_ways(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path/"photos")
     assert run(".", "../w", encoder="pixels", progress=False)["products"] == 4
     assert "photos" in (tmp_path/"w"/"report.html").read_text(encoding="utf-8")
+
+
+def test_a_products_own_photo_is_no_answer_to_itself(demo_run, tmp_path):
+    workspace, _ = demo_run
+    products = load_catalogue(workspace).products
+    at = int(np.flatnonzero(products["also_buy"].map(len) > 2)[0])
+    own, copy, other = workspace/products["image"][at], tmp_path/"renamed.jpg", workspace/products["image"][at + 1]
+    copy.write_bytes(own.read_bytes())
+    group = set(products["asin"][products["group"] == products["group"][at]])
+    for matcher in ("rule", "learned"):
+        answer = match_photos([own, other, copy], workspace, matcher=matcher)
+        assert answer["own"] == {str(own): products["asin"][at], str(other): products["asin"][at + 1], str(copy): products["asin"][at]}
+        for table, columns in ((answer["matches"], ("via", "match")), (answer["neighbours"], ("neighbour",))):
+            assert table["query"].drop_duplicates().tolist() == [str(own), str(other), str(copy)]
+            mine, again = (table[table["query"] == str(photo)].drop(columns="query").reset_index(drop=True) for photo in (own, copy))
+            assert len(mine) and mine.equals(again) and not group & {asin for column in columns for asin in mine[column]}
+        assert answer["neighbours"].groupby("query").size().tolist() == [5, 5, 5]

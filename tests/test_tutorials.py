@@ -78,7 +78,7 @@ def test_what_is_skipped_is_said_to_be(path):
 
 @each
 def test_figures_are_described_and_need_no_kernel(path):
-    for kind, source, outputs in cells(path):
+    for _, source, outputs in cells(path):
         for output in outputs:
             data = output.get("data", {})
             assert "application/vnd.jupyter.widget-view+json" not in data, "take live widgets out of the stored outputs: the static picture beside them stays"

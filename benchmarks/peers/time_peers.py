@@ -16,7 +16,6 @@ from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
-import pandas as pd
 from playwright.sync_api import sync_playwright
 
 from fitmatch.catalogue import load_catalogue, save_catalogue
@@ -131,7 +130,7 @@ def main():
         workspace = Path(folder)/"hostile" if a.hostile else a.workspace
         browser = p.chromium.launch(executable_path=shutil.which("chromium"), args=CHROMIUM)
         print(f"load {os.getloadavg()[0]:.1f}, fitmatch {version('fitmatch')}")
-        for round in range(a.rounds):
+        for _ in range(a.rounds):
             for name, python in who.items():
                 seconds, seen = measure(name, python, workspace, Path(folder), browser, a.shots, a.hostile)
                 print(f"{name:16} {'—' if seconds is None else f'{seconds:.1f} s'}  {'; '.join(sorted(set(seen)))}", flush=True)

@@ -50,7 +50,7 @@ def visit(browser, url, width=1280, scheme="light", ready=".fm-tiles figure", ti
     page.on("pageerror", lambda e: page.seen.append(str(e)))
     page.on("console", lambda m: page.seen.append(m.text) if m.type == "error" else None)
     page.on("request", lambda r: None if r.url.startswith(("data:", "blob:", "about:")) or "//127.0.0.1:" in r.url else page.seen.append(r.url))
-    page.goto(url)
+    page.goto(url, timeout=timeout)
     if ready: page.wait_for_selector(ready, timeout=timeout)
     return page
 
