@@ -3,9 +3,10 @@ import sys
 from pathlib import Path
 
 NBS = Path(__file__).resolve().parent.parent / "nbs"
-CHAPTERS = {"The catalogue": "00 01 01a 01b 02 03 03a 03b", "Vectors": "04 04a 05 05a", "What the catalogue looks like": "06 07 08",
-            "What goes together": "08a 08b 09 09a", "How good it is": "10 10a 11", "Playing and running": "11a 12 13 14"}
+CHAPTERS = {"The catalogue": "00 00a 01 01a 01b 02 03 03a 03b", "Vectors": "04 04a 05 05a", "What the catalogue looks like": "05b 05c 06 07 08",
+            "What goes together": "08a 08b 09 09a", "How good it is": "10 10a 10b 11", "Playing and running": "11a 12 12a 13 14"}
 REPO = "https://github.com/fitmatch/fitmatch/blob/main/"
+PAGES = {"Slides": "slides.qmd", "fitmatch and its neighbours": "compare.qmd"}
 MORE = {"Changes": "CHANGELOG.md", "Measured against others": "benchmarks/RESULTS.md", "Working on fitmatch": "CONTRIBUTING.md"}
 
 
@@ -30,7 +31,8 @@ def sidebar():
     if tutorials: lines += section("Tutorials", [f"          - tutorials/{p.name}" for p in tutorials])
     chapters = [line for title, names in reference() for line in section(title, [f"              - {n}" for n in names], indent=10)]
     lines += section("Reference", chapters)
-    lines += section("More", [f"          - {{text: {text}, href: '{REPO}{path}'}}" for text, path in MORE.items()])
+    own = [f"          - {{text: {text}, href: {page}}}" for text, page in PAGES.items()]
+    lines += section("More", own + [f"          - {{text: {text}, href: '{REPO}{path}'}}" for text, path in MORE.items()])
     return "\n".join(lines) + "\n"
 
 

@@ -8,7 +8,6 @@ __all__ = ['GOOD', 'MIXED', 'cluster_curve', 'plot_cluster_curve', 'cluster', 'a
            'thumbnails', 'map_html', 'map_picture']
 
 # %% ../nbs/06_explore.ipynb #2bac5bef
-import base64
 import io
 import textwrap
 from contextlib import contextmanager
