@@ -102,8 +102,8 @@ def outfit_page(shop, curves):
 
 def map_page(shop, curves):
     "Every product where its picture puts it"
-    if hasattr(st, "iframe"): st.iframe(the_map(shop), height=620)
-    else: st.components.v1.html(the_map(shop), height=620, scrolling=True)
+    if hasattr(st, "iframe"): st.iframe(the_map(shop), height=800)
+    else: st.components.v1.html(the_map(shop), height=800, scrolling=True)
 
 
 def figures(table):
