@@ -121,7 +121,7 @@ def test_plotly_shows_text_as_text(made):
         for trace in figure.data:
             for text in (trace.name, *trace.text): assert not re.search(r"[<>$]|%\{", text), name
             assert trace.hovertemplate == "%{text}<extra></extra>"
-        for axis in (figure.layout.xaxis, figure.layout.yaxis): assert re.fullmatch(r"PC \d", axis.title.text)
+        for axis in (figure.layout.xaxis, figure.layout.yaxis): assert re.fullmatch(r"(PC|axis) \d", axis.title.text)
 
 
 # files and code that are taken away
@@ -234,7 +234,12 @@ def marked(path, i):
     path.write_bytes(buffer.getvalue() + b"<script>alert('" + SECRET + b"')</script>")
 
 
-def shown_pictures(page): return [base64.b64decode(data) for data in re.findall(r"data:image/[a-z+]+;base64,([A-Za-z0-9+/=]+)", page)]
+def shown_pictures(page):
+    "Every picture of a page, also those inside drawings"
+    for kind, data in re.findall(r"data:image/([a-z+]+);base64,([A-Za-z0-9+/=]+)", page):
+        data = base64.b64decode(data)
+        if kind == "svg+xml": yield from shown_pictures(data.decode())
+        else: yield data
 
 
 def test_only_pixels_of_a_picture_are_shown(tmp_path):
@@ -252,6 +257,8 @@ def test_only_pixels_of_a_picture_are_shown(tmp_path):
         buffer = io.BytesIO(); figure.savefig(buffer, format="png"); pages[f"figure {id(figure)}"] = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
     found = [data for page in pages.values() for data in shown_pictures(page)]
     assert len(found) > 60 and demo.cards.value
+    for page in pages.values():
+        for drawing in re.findall(r"data:image/svg\+xml;base64,([A-Za-z0-9+/=]+)", page): assert SECRET not in (inside := base64.b64decode(drawing)) and b"<script" not in inside
     for data in found:
         assert SECRET not in data and b"<script" not in data
         opened = Image.open(io.BytesIO(data))
