@@ -50,7 +50,8 @@ def leaves(contents):
 
 def test_sidebar_has_every_notebook_once():
     listed = [t for t in leaves(yaml.safe_load((NBS/"sidebar.yml").read_text())["website"]["sidebar"]["contents"]) if not t.startswith("http")]
-    assert sorted(listed) == NAMES, "type 'make sidebar'"
+    assert all((NBS/page).exists() for page in listed)
+    assert sorted(page for page in listed if page.endswith(".ipynb")) == NAMES, "type 'make sidebar'"
     assert (ROOT/"nbs"/"sidebar.yml").read_text() == script("sidebar").sidebar(), "type 'make sidebar'"
 
 
@@ -117,17 +118,15 @@ def test_links_between_pages_find_their_anchor(name):
             assert anchor.lower() in map(slug, headings), f"{name} links to {page}#{anchor}"
 
 
-UNWORDED = {"06_explore.ipynb", "11_report.ipynb", "11a_cards.ipynb", "12_widgets.ipynb"}   # pages with pictures that say nothing yet: take out what is mended
-
-
-@pytest.mark.parametrize("name", [n for n in NAMES if n not in UNWORDED])
+@pytest.mark.parametrize("name", NAMES)
 def test_images_of_the_prose_say_what_they_show(name):
     "Those in Markdown and those in HTML a cell made"
-    texts = [source(c) for c in cells(NBS/name) if c["cell_type"] == "markdown"] + ["".join(o.get("data", {}).get("text/html", "")) for _, _, o in stored(NBS/name)]
+    texts = [re.sub(r"`[^`]*`", "", source(c)) for c in cells(NBS/name) if c["cell_type"] == "markdown"] + ["".join(o.get("data", {}).get("text/html", "")) for _, _, o in stored(NBS/name)]
     for text in texts:
         text = re.sub(r"<script\b.*?</script>", "", text, flags=re.S)
         assert not re.search(r"!\[\s*\]\(", text), f"{name} has a picture without words"
-        bad = [tag[:90] for tag in re.findall(r"<img\b[^>]*>", text) if not re.search(r"""\balt=(?:"[^"]+"|'[^']+')""", tag)]
+        named_beside = '<img class="fm-via"'                                # the small picture on a card: the words below it say "via"
+        bad = [tag[:90] for tag in re.findall(r"<img\b[^>]*>", text) if not (tag.startswith(named_beside) and 'alt=""' in tag) and not re.search(r"""\balt=(?:"[^"]+"|'[^']+')""", tag)]
         assert not bad, bad[:3]
 
 
@@ -209,7 +208,7 @@ def test_every_public_symbol_has_an_example():
     unused = []
     for path in NOTEBOOKS:
         module = ROOT/"fitmatch"/(re.sub(r"^\d+\w?_", "", path.stem) + ".py")
-        if not re.match(r"\d\d", path.stem) or not module.exists(): continue
+        if path.parent != NBS or not re.match(r"\d\d", path.stem) or not module.exists(): continue
         listed = re.search(r"^__all__ = \[(.*?)\]", module.read_text(encoding="utf-8"), re.M | re.S)
         used = "\n".join(source(c) for p in NOTEBOOKS for c in cells(p) if c["cell_type"] == "code" and not re.search(r"^#\|\s*(?:export|exporti|hide)\b", source(c), re.M))
         used = re.sub(r"^\s*(?:from .*|import .*)$", "", used, flags=re.M)
