@@ -19,7 +19,7 @@ import socket
 import threading
 import warnings
 import zlib
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -36,7 +36,8 @@ from torch.fx.experimental.optimization import fuse
 from tqdm.auto import tqdm
 
 from .catalogue import Catalogue, FitmatchError, disk_errors_explained, writing
-from .encoders import Encoder
+from .encoders import Encoder, pick_device, state_sha256
+from .engine import Stage, pick_engine, start_ray, stream
 from .images import FORMATS, MAX_PIXELS, MIN_SIDE, _is_blank, _read_bytes, map_ahead, open_image
 
 # %% ../nbs/05_embed.ipynb #d48476d7
@@ -556,30 +557,87 @@ def embed(
     progress:bool=True,  # show a progress bar
     runtime:str="auto",    # as for `fast`; the bar says what was chosen
     precision:str="auto", # as for `fast`
+    engine:str|None=None, # "local" or "ray"; default: FITMATCH_ENGINE, else local
 ) -> np.ndarray: # (n, d) float32, row i belongs to product i
     "The embeddings of a catalogue; with a store, only what is missing there is computed. Raises `FitmatchError` while another process writes it"
-    X = np.empty((len(catalogue), encoder.info.dim), np.float32)
+    X, batches = np.empty((len(catalogue), encoder.info.dim), np.float32), _by_ray if pick_engine(engine) == "ray" else _by_threads
     todo = _to_do(catalogue, store)
     if len(todo):
-        ready = fast(encoder, runtime, precision)
+        about, computed = batches(catalogue, encoder, batch_size, runtime, precision)
         with store.writing() if store else nullcontext():
             if store: todo = _to_do(catalogue, store)  # what is missing now that nobody else writes
-            _compute(catalogue, ready, store, X, todo, batch_size, shard, progress)
+            _commit(catalogue, computed(todo), about, store, X, len(todo), shard, progress)
     return _merge_stored(catalogue, store, X, todo) if store else X
 
-def _compute(catalogue, encoder, store, X, todo, batch_size, shard, progress):
-    "Fills the rows `todo` of X and commits them"
-    asins, hashes, done, stored = catalogue.products["asin"].to_numpy(), _hashes(catalogue), 0, 0
-    about = f"embedding with {encoder.info.name} ({encoder.runtime}, {encoder.precision})"
-    with tqdm(total=len(todo), desc=about, unit="picture", disable=not progress) as bar:
-        for batch in encode_images(encoder, (catalogue.image_path(i) for i in todo), batch_size):
-            rows = todo[done:done + len(batch)]
-            X[rows] = check_vectors(batch, asins[rows], encoder.info.dim)
+def _commit(catalogue, computed, about, store, X, n, shard, progress):
+    "Fills the rows of X that are computed, in whatever order they come, and commits them by the shard"
+    asins, hashes, waiting, done = catalogue.products["asin"].to_numpy(), _hashes(catalogue), [], 0
+    with tqdm(total=n, desc=about, unit="picture", disable=not progress) as bar, closing(computed):
+        for rows, batch in computed:
+            X[rows] = check_vectors(batch, asins[rows], X.shape[1])
+            waiting.extend(rows); done += len(rows)
+            bar.update(len(rows))
+            if store and (len(waiting) >= shard or done == n): store.add(asins[waiting], hashes[waiting], X[waiting]); waiting.clear()
+
+# %% ../nbs/05_embed.ipynb #05e00002
+def _by_threads(catalogue, encoder, batch_size, runtime, precision) -> tuple: # (what the bar says, function of rows giving a generator of (rows, vectors))
+    "How this machine computes"
+    ready = fast(encoder, runtime, precision)
+    def computed(todo):
+        done = 0
+        for batch in encode_images(ready, (catalogue.image_path(i) for i in todo), batch_size):
+            yield todo[done:done + len(batch)], batch
             done += len(batch)
-            bar.update(len(batch))
-            if store and (done - stored >= shard or done == len(todo)):
-                rows, stored = todo[stored:done], done
-                store.add(asins[rows], hashes[rows], X[rows])
+    return f"embedding with {encoder.info.name} ({ready.runtime}, {ready.precision})", computed
+
+# %% ../nbs/05_embed.ipynb #05e00004
+def _travelling(encoder:Encoder) -> Encoder:
+    "A copy that can be sent: on the processor, without what was built for this machine"
+    twin = copy.copy(encoder)
+    twin.__dict__.pop("_fast", None)
+    if encoder.device.type != "cpu": twin.network, twin.device = copy.deepcopy(encoder.network).cpu(), torch.device("cpu")
+    return twin
+
+def _decoder(encoder:Encoder, size:int): # pictures the network takes at a time
+    "The function of a pipeline that takes places of pictures and gives prepared pictures"
+    half = taken_apart(encoder) if any(True for _ in encoder.network.parameters()) else None
+    preprocess, side, own = half or encoder.preprocess, MARGIN*encoder.info.resize_size, encoder.info.decode_size
+    def decode(rows): # "row" and "place" -> generator of "row" and "picture"
+        pictures = map_ahead(lambda place: preprocess(open_for(Path(place), side, own)).numpy(), rows["place"], threads=2, ahead=size)
+        for s in range(0, len(rows["row"]), size):
+            part = rows["row"][s:s + size]
+            yield {"row": part, "picture": np.stack(list(islice(pictures, len(part))))}
+    return decode
+
+# %% ../nbs/05_embed.ipynb #05e00005
+class _Network:
+    "Prepared pictures in, vectors out; made once a worker"
+    def __init__(self, reference:list, sha256:str, size:int, runtime:str, precision:str): # reference: the encoder in Ray's memory, alone in a list
+        import ray
+        encoder = ray.get(reference[0])
+        if (found := state_sha256(encoder.network.state_dict())) != sha256:
+            raise FitmatchError(f"a worker has other weights of {encoder.info.name} ({found[:12]}, not {sha256[:12]}): look at that machine's memory and its versions of torch")
+        encoder.device = pick_device()
+        encoder.network.to(encoder.device, memory_format=torch.channels_last)
+        torch.set_num_threads(max(1, os.cpu_count() or 1))
+        self.encode = _Halving(fast(encoder, runtime, precision).encode, size)
+
+    def __call__(self, rows:dict) -> dict: return {"row": rows["row"], "vector": self.encode(torch.tensor(rows["picture"]))}
+
+# %% ../nbs/05_embed.ipynb #05e00006
+def _by_ray(catalogue, encoder, batch_size, runtime, precision) -> tuple: # as `_by_threads`
+    "How a cluster computes"
+    plans(encoder, runtime, precision)  # refuses here what no worker can do
+    if isinstance(encoder, FastEncoder): raise FitmatchError("a cluster makes its own quick encoders: give the encoder of load_encoder itself")
+    cluster, ray = start_ray(), importlib.import_module("ray")
+    size = batch_size or (256 if cluster.gpus else 64)
+    def computed(todo):
+        reference, many = [ray.put(_travelling(encoder))], int(np.clip(len(todo)//(4*cluster.cpus or 1), size, 512))
+        network = Stage(_Network, size, (reference, state_sha256(encoder.network.state_dict()), size, runtime, precision))
+        places = lambda rows: pa.table({"row": rows, "place": [str(catalogue.image_path(i)) for i in rows]})
+        pieces = [places(todo[s:s + many]) for s in range(0, len(todo), many)]
+        for piece in stream(pieces, [Stage(_decoder(encoder, size)), network], cluster): yield piece["row"], piece["vector"]
+    return f"embedding with {encoder.info.name} (ray: {cluster.nodes} machine{'s'[:cluster.nodes > 1]}, {cluster.cpus:g} processors, {cluster.gpus:g} GPUs)", computed
 
 # %% ../nbs/05_embed.ipynb #9629a38b
 def _merge_stored(catalogue, store, X, computed):
