@@ -633,7 +633,7 @@ def _by_ray(catalogue, encoder, batch_size, runtime, precision) -> tuple: # as `
     size = batch_size or (256 if cluster.gpus else 64)
     def computed(todo):
         reference, many = [ray.put(_travelling(encoder))], int(np.clip(len(todo)//(4*cluster.cpus or 1), size, 512))
-        network = Stage(_Network, size, (reference, state_sha256(encoder.network.state_dict()), size, runtime, precision))
+        network = Stage(_Network, size, (reference, state_sha256(encoder.network.state_dict()), size, runtime, precision), gpu=True)
         places = lambda rows: pa.table({"row": rows, "place": [str(catalogue.image_path(i)) for i in rows]})
         pieces = [places(todo[s:s + many]) for s in range(0, len(todo), many)]
         for piece in stream(pieces, [Stage(_decoder(encoder, size)), network], cluster): yield piece["row"], piece["vector"]

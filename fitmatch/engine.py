@@ -110,7 +110,7 @@ class Stage:
     work:object      # a function of such a dictionary, or a class whose objects are called with one; both may yield several
     rows:int|None=None # of a call; None: as they come
     given:tuple=()   # arguments of the class; large ones as an object reference of Ray's, in a list
-    workers:int|None=None # of the class: default one a GPU, else one a machine; of the function: at most so many at a time
+    gpu:bool=False   # whether the class computes on a GPU where there are any
 
 def placed(
     stage:Stage,
@@ -118,10 +118,10 @@ def placed(
 ) -> dict: # num_cpus or num_gpus of each worker; size: how many, None for as many as there is work for
     "What a stage takes of a cluster: never all processors for a class, so that those who feed it can work"
     spare = cluster.cpus <= 1
-    if not isinstance(stage.work, type): return dict(num_cpus=.25 if spare else 1, size=stage.workers)
-    if cluster.gpus: return dict(num_gpus=1, size=stage.workers or int(cluster.gpus))
+    if not isinstance(stage.work, type): return dict(num_cpus=.25 if spare else 1, size=None)
+    if stage.gpu and cluster.gpus: return dict(num_gpus=1, size=int(cluster.gpus))
     cpus = .5 if spare else int(cluster.node_cpus//2) if cluster.node_cpus >= 4 else .9  # not 1: what asks for the same as a function is fused with it
-    return dict(num_cpus=cpus, size=max(1, min(stage.workers or cluster.nodes, int(cluster.cpus*.75//cpus))))
+    return dict(num_cpus=cpus, size=max(1, min(cluster.nodes, int(cluster.cpus*.75//cpus))))
 
 # %% ../nbs/01c_engine.ipynb #1ce00019
 BLOCK = 2**24 # bytes: pieces that travel between stages are not made larger than this
