@@ -52,7 +52,7 @@ def _check_answer(
 @dataclass(frozen=True)
 class Cluster:
     "What a Ray cluster has"
-    nodes:int   # machines that are alive
+    nodes:int   # machines that can work
     cpus:float  # in all
     gpus:float  # in all
     node_cpus:float # of the smallest node
@@ -98,8 +98,9 @@ def start_ray(
             with _silenced(): ray.init(address=address or "local", log_to_driver=False, configure_logging=False, **here)
         except Exception as e: raise FitmatchError(f"Ray cannot be started at {address or 'this machine'} ({type(e).__name__}: {_first_line(e)}): look whether 'ray status' answers there") from e
         _check_workers(ray, _alive(ray))
-    total, cpus = ray.cluster_resources(), [n["Resources"].get("CPU", 0) for n in _alive(ray)]
-    return Cluster(len(cpus), total.get("CPU", 0), total.get("GPU", 0), min([c for c in cpus if c] or [1]))
+    total, cpus = ray.cluster_resources(), [n["Resources"]["CPU"] for n in _alive(ray) if n["Resources"].get("CPU")]
+    if not cpus: raise FitmatchError("the Ray cluster has no processors: start a worker with 'ray start --address=…'")
+    return Cluster(len(cpus), total["CPU"], total.get("GPU", 0), min(cpus))
 
 def _alive(ray) -> list: return [n for n in ray.nodes() if n["Alive"]]
 
