@@ -33,7 +33,7 @@ def fleet():
     "A Ray cluster: a head that does not work, two machines with one processor each. This process is its driver"
     ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'fitmatch[scale]'")
     from ray.cluster_utils import Cluster as LocalCluster
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_raylet_start_wait_time_s="180")
     machines = LocalCluster(initialize_head=True, head_node_args=dict(num_cpus=0, object_store_memory=2**28))
     for _ in range(2): machines.add_node(num_cpus=1, object_store_memory=2**28)
     patch = pytest.MonkeyPatch()
