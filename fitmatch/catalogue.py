@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['LABELS', 'COLUMNS', 'QUARANTINE', 'SUFFIXES', 'S3_PATIENCE', 'REASONS', 'PICTURES', 'QUARANTINE_SCHEMA',
            'CATALOGUE_FORMAT', 'FitmatchError', 'is_remote', 'workspace_path', 'lance_options', 'store_trouble',
-           'disk_errors_explained', 'writing', 'read_bytes', 'local_copy', 'Files', 'Catalogue', 'clean_text',
-           'is_page_code', 'contract', 'find_violations', 'no_collection', 'quarantined', 'judge', 'clean', 'info',
-           'select', 'refuse', 'normalised_title', 'connected_groups', 'group_names', 'with_groups', 'escape_formula',
-           'unescape_formula', 'write_csv', 'write_table', 'read_table', 'address', 'place_file', 'catalogue_notes',
-           'save_catalogue', 'load_catalogue', 'refuse_newer']
+           'disk_errors_explained', 'writing', 'read_bytes', 'local_copy', 'Files', 'is_there', 'Catalogue',
+           'clean_text', 'is_page_code', 'contract', 'find_violations', 'no_collection', 'quarantined', 'judge',
+           'clean', 'info', 'select', 'refuse', 'normalised_title', 'connected_groups', 'group_names', 'with_groups',
+           'escape_formula', 'unescape_formula', 'write_csv', 'write_table', 'read_table', 'address', 'place_file',
+           'catalogue_notes', 'save_catalogue', 'load_catalogue', 'refuse_newer']
 
 # %% ../nbs/00_catalogue.ipynb #31ea352c
 import errno
@@ -19,6 +19,7 @@ import html
 import json
 import os
 import re
+import stat
 import tempfile
 import threading
 import unicodedata
@@ -80,7 +81,7 @@ def workspace_path(
     if workspace is None: raise FitmatchError("no workspace: give a folder or s3://bucket/prefix, or set FITMATCH_STORE to one")
     if is_remote(workspace): return workspace
     scheme, slashes, rest = found.groups() if (found := _ADDRESS.fullmatch(str(workspace))) else ("", "", "")
-    if slashes != "//" and not (isinstance(workspace, Path) and scheme == "s3"): return Path(workspace)  # Path("s3://bucket") has lost a slash
+    if slashes != "//" and scheme != "s3": return Path(workspace)  # a `Path` of s3://bucket has lost a slash
     return Path(url2pathname(rest)) if scheme.lower() == "file" else _store_path(scheme.lower(), rest.strip("/"))
 
 def _store_path(scheme:str, rest:str):
@@ -194,24 +195,36 @@ def local_copy(
 
 # %% ../nbs/00_catalogue.ipynb #5c3e0011
 class Files:
-    "Which files lie below a folder, and how large they are; a store is asked once, when the first question comes"
-    def __init__(self, root:Path, under:str="images"): # root: the folder; under: the part of it that a store is asked for
+    "Which files lie below a folder, and how large they are; of a store, `images/` is listed once, when the first question comes"
+    def __init__(self, root:Path, under:str="images/"): # root: the folder; under: what is listed, "" for everything
         self.root, self.under, self.listed = root, under, None
 
-    def _list(self) -> dict: # {name below the root: what the store says of it}
-        prefix = f"{self.root.path.rstrip('/')}/"
-        with disk_errors_explained(self.root, "read"): found = self.root.fs.find(prefix + self.under, detail=True)
-        return {name[len(prefix):]: about for name, about in found.items()}
+    def _ask(self, what:str, file:str, **more) -> dict: # file: below the root
+        with disk_errors_explained(self.root, "read"):
+            try: return getattr(self.root.fs, what)(f"{self.root.path.rstrip('/')}/{file}", **more)
+            except FileNotFoundError as e:
+                if store_trouble(e, self.root): raise
+                return {}
 
-    def about(self, file:str) -> dict|None: # of a store: size, ETag, …
-        if self.listed is None: self.listed = self._list()
+    def about(self, file:str) -> dict|None: # size, ETag, …
+        "What a store says of an object; None where there is none"
+        if not file.startswith(self.under): return found if (found := self._ask("info", file)).get("type") == "file" else None
+        if self.listed is None:
+            start = len(self.root.path.rstrip("/")) + 1
+            self.listed = {name[start:]: about for name, about in self._ask("find", self.under, detail=True).items()}
         return self.listed.get(file)
 
     def size(self, file:str) -> int|None: # bytes; None where there is no such file
         "The size of the file of that name"
         if is_remote(self.root): return (self.about(file) or {}).get("size")
-        try: return os.stat(self.root/file).st_size if os.path.isfile(self.root/file) else None
+        try: found = os.stat(self.root/file)
         except (OSError, ValueError): return None
+        return found.st_size if stat.S_ISREG(found.st_mode) else None
+
+def is_there(path) -> bool: # of `workspace_path`
+    "Whether there is such a file"
+    return path.is_file() if not is_remote(path) else Files(path.parent, "images/").size(path.name) is not None
+
 
 # %% ../nbs/00_catalogue.ipynb #36a461bc
 def _empty_quarantine():
@@ -571,7 +584,7 @@ def _place_all(
         about = files.about(str(target)[len(str(workspace)) + 1:]) if is_remote(workspace) else None
         if about and str(about.get("ETag", "")).strip('"') == hashlib.md5(read_bytes(source), usedforsecurity=False).hexdigest(): return
         place_file(source, target)
-    if is_remote(workspace) and pairs: files.about("")
+    if is_remote(workspace) and pairs: files.about("images/")
     with ThreadPoolExecutor(16) as pool: list(pool.map(lambda pair: place(*pair), pairs))
 
 def _into_workspace(image:str) -> str:
