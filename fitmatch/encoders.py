@@ -171,7 +171,7 @@ class EncoderInfo:
 
 class Encoder:
     "A network with its preprocessing: pictures in, float32 vectors out"
-    engine, precision = "torch", "float32" # how it computes; [embed](05_embed.ipynb) makes quicker ones
+    runtime, precision = "torch", "float32" # how it computes; [embed](05_embed.ipynb) makes quicker ones
     def __init__(self,
         info:EncoderInfo,
         network:nn.Module, # (n, 3, h, w) float tensor -> (n, dim)

@@ -12,6 +12,7 @@ __all__ = ['FORMATS', 'MAX_PIXELS', 'MIN_SIDE', 'BLANK_LEVELS', 'PLACEHOLDER_PIC
 import base64
 import hashlib
 import io
+import json
 import os
 import re
 import sqlite3
@@ -22,6 +23,7 @@ from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from urllib.parse import unquote
@@ -33,6 +35,7 @@ from PIL import Image, ImageOps
 from tqdm.auto import tqdm
 
 from .catalogue import Catalogue, Files, FitmatchError, connected_groups, disk_errors_explained, group_names, is_remote, lance_options, load_catalogue, read_bytes, refuse, save_catalogue, workspace_path, writing
+from .engine import Stage, pick_engine, start_ray, stream
 from .web import Web, WebRefused, retrying
 
 # %% ../nbs/03_images.ipynb #02751326
@@ -181,18 +184,35 @@ def _grouped(
     numbers = connected_groups([b for b, _ in prints], [p for _, p in prints], own)
     return products.assign(image_sha256=[b for b, _ in prints], group=group_names(numbers))
 
+# %% ../nbs/03_images.ipynb #03e00002
+def _look(rows): # "row" and "place" -> "row", "sha256", "pixels", "reason", "detail"
+    "`_fingerprint` of some pictures"
+    found = [(None, None, f.reason, f.detail) if isinstance(f, ImageRefused) else (*f, None, None) for f in map_ahead(lambda place: _fingerprint(Path(place)), rows["place"], threads=2)]
+    return {"row": rows["row"], **{name: np.array(values, dtype=object) for name, values in zip(("sha256", "pixels", "reason", "detail"), zip(*found))}}
+
+def _looked_at_by_ray(work): # generator of what `_fingerprint` gives, in the order of `work`
+    "Looks at pictures on a cluster"
+    work = list(work)
+    rows = [i for i, item in enumerate(work) if item is not None and not isinstance(item, ImageRefused)]
+    pieces = [pa.table({"row": some, "place": [str(work[i]) for i in some]}) for some in (rows[s:s + 256] for s in range(0, len(rows), 256))]
+    found = ((int(row), ImageRefused(reason, detail) if reason else (sha256, pixels)) for piece in stream(pieces, [Stage(_look)], start_ray(), ordered=True)
+             for row, sha256, pixels, reason, detail in zip(*(piece[c] for c in ("row", "sha256", "pixels", "reason", "detail")))) if pieces else iter(())
+    for item in work: yield (None, None) if item is None else item if isinstance(item, ImageRefused) else next(found)[1]
+
 # %% ../nbs/03_images.ipynb #d56cb530
 def check_images(
     catalogue:Catalogue, # a clean catalogue
     progress:bool=True,  # show a progress bar
     keep_missing:bool=False, # keep products whose picture is not on disk yet
+    engine:str|None=None, # "local" or "ray"; default: FITMATCH_ENGINE, else local
 ) -> Catalogue: # broken pictures in the quarantine; columns `image_sha256` and `group` filled
     "Opens each picture once; the broken ones are refused, and the same ones are grouped"
     products, refused, prints = catalogue.products, {}, []
     paths = [catalogue.image_path(i) for i in range(len(products))]
     missing = lambda urls: ImageRefused("no picture", "not downloaded yet: type 'fitmatch download WORKSPACE'" if len(urls) else "neither a file nor an address")
     work = (path if path is not None else None if keep_missing else missing(urls) for path, urls in zip(paths, products["imageURLHighRes"]))
-    bar = tqdm(map_ahead(_fingerprint, work), total=len(products), desc="pictures", unit="picture", disable=not progress)
+    look = _looked_at_by_ray if pick_engine(engine) == "ray" else partial(map_ahead, _fingerprint)
+    bar = tqdm(look(work), total=len(products), desc="pictures", unit="picture", disable=not progress)
     for asin, result in zip(products["asin"], bar):
         if isinstance(result, ImageRefused): refused[asin] = (result.reason, result.detail.replace(str(catalogue.root), "").lstrip("/\\"))
         else: prints.append(result)
@@ -491,6 +511,57 @@ def _fetch_all(
             if not outcome["temporary"]: _record(db, asin, outcome)
         db.commit()
 
+# %% ../nbs/03_images.ipynb #03e00007
+def _fetch_by_threads(jobs, db, threads, progress, web, make_web, root, retries, done): # as for `_fetch_by_ray`; `web` is left open unless broken off
+    "Asks for all jobs from this machine"
+    client, stop = web or make_web(), threading.Event()
+    fetch = _AskedOnce(lambda url: _fetch_picture(client, url, root, retries, stop), jobs, done)
+    def give_up(): stop.set(); client.close()
+    try: _fetch_all(lambda asin, urls: _fetch_product(fetch, asin, urls), jobs, db, threads, progress, give_up)
+    finally:
+        if web is None: client.close()
+
+# %% ../nbs/03_images.ipynb #03e00004
+class _Downloader:
+    "Products in, what came of their addresses out; made once a worker, with a client of its own"
+    def __init__(self, make_web, root:str, retries:int, threads:int):
+        self.web, self.root, self.retries, self.pool = make_web(), Path(root), retries, ThreadPoolExecutor(threads)
+
+    def __call__(self, rows): # "asin", "job": its addresses and what is known of them, as JSON -> "asin", "outcome" as JSON
+        jobs, never = [(asin, *json.loads(job)) for asin, job in zip(rows["asin"], rows["job"])], threading.Event()
+        fetch = _AskedOnce(lambda url: _fetch_picture(self.web, url, self.root, self.retries, never), [job[:2] for job in jobs], {url: o for *_, known in jobs for url, o in known.items()})
+        for future in as_completed([self.pool.submit(_fetch_product, fetch, asin, urls) for asin, urls, _ in jobs]):
+            asin, outcome = future.result()
+            yield {"asin": np.array([asin], dtype=object), "outcome": np.array([json.dumps(outcome)], dtype=object)}
+
+def _waves(jobs:list, done:dict) -> tuple: # two lists of jobs
+    "Those that ask for an address nobody has asked for, and those that had better wait for the answer"
+    asked, first, later = set(done), [], []
+    for job in jobs:
+        (later if asked.intersection(job[1]) else first).append(job)
+        asked.update(job[1])
+    return first, later
+
+# %% ../nbs/03_images.ipynb #03e00006
+def _fetch_by_ray(
+    jobs:list, db, threads:int, progress:bool, # as for `_fetch_all`
+    make_web,      # gives the client of a worker
+    root, retries:int, done:dict, # as for `_fetch_picture` and `_AskedOnce`
+):
+    "Asks for all jobs on a cluster and notes what came of them"
+    cluster, done = start_ray(), dict(done)
+    stage = Stage(_Downloader, 4*threads, (make_web, str(root), retries, threads))
+    with tqdm(total=len(jobs), desc=f"download (ray: {cluster.nodes} machine{'s'[:cluster.nodes > 1]})", unit="picture", disable=not progress) as bar:
+        for wave in _waves(jobs, done):
+            job = [json.dumps((urls, {url: done[url] for url in urls if url in done})) for _, urls in wave]
+            pieces = [pa.table({"asin": [asin for asin, _ in wave[s:s + 4*threads]], "job": job[s:s + 4*threads]}) for s in range(0, len(wave), 4*threads)]
+            for piece in stream(pieces, [stage], cluster) if pieces else ():
+                for asin, outcome in zip(piece["asin"], map(json.loads, piece["outcome"])):
+                    _record(db, asin, outcome)
+                    if outcome["reason"] == "ok": done[outcome["url"]] = outcome
+                db.commit()
+                bar.update(len(piece["asin"]))
+
 # %% ../nbs/03_images.ipynb #5a1f0d24
 def _status_of(catalogue) -> pd.DataFrame:
     "`download_status` of a catalogue's products, in its order"
@@ -523,20 +594,18 @@ def download(
     retries:int=3,       # where a refusal is temporary
     again:bool=False,    # ask again also where the answer was final
     progress:bool=True,  # show a progress bar with the time left
-    web:Web|None=None,   # the client to use; default: one with the settings above. Closed when the download is broken off
+    web=None,            # the client to use; default: a `Web` with the settings above. Closed when the download is broken off. For a cluster a function that makes one
+    engine:str|None=None, # "local" or "ray"; default: FITMATCH_ENGINE, else local
 ) -> tuple: # (Catalogue with `image` filled where there is a picture, status table: columns `STATUS` and temporary)
     "Fetches the pictures that a workspace has not got yet; call it again to go on where it was broken off"
     catalogue = workspace if isinstance(workspace, Catalogue) else load_catalogue(workspace)
     root, known = catalogue.root, {row["asin"]: row for row in download_status(catalogue.root).to_dict("records")}
     jobs, files = _plan(catalogue, known, http, again), Files(root)
     done = {row["url"]: row for row in known.values() if row["reason"] == "ok" and _is_kept(row["file"], row["bytes"], files)}
-    client, stop = web or Web(hosts, http=http, deadline=deadline, per_host=per_host), threading.Event()
-    fetch = _AskedOnce(lambda url: _fetch_picture(client, url, root, retries, stop), jobs, done)
-    def give_up(): stop.set(); client.close()
+    make_web = partial(Web, hosts, http=http, deadline=deadline, per_host=per_host)
     _sweep(root)
-    try:
-        with _downloads(root) as db: _fetch_all(lambda asin, urls: _fetch_product(fetch, asin, urls), jobs, db, threads, progress, give_up)
-    finally:
-        if web is None: client.close()
+    with _downloads(root) as db:
+        if pick_engine(engine) == "ray": _fetch_by_ray(jobs, db, threads, progress, web or make_web, root, retries, done)
+        else: _fetch_by_threads(jobs, db, threads, progress, web, make_web, root, retries, done)
     status = _status_of(catalogue)
     return _with_pictures(catalogue, status), status

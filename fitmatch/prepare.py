@@ -18,7 +18,9 @@ import time
 import warnings
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 
@@ -31,6 +33,7 @@ from tqdm.auto import tqdm
 
 from .catalogue import (LABELS, QUARANTINE, QUARANTINE_SCHEMA, Catalogue, FitmatchError, catalogue_notes, connected_groups, disk_errors_explained, find_violations, group_names,
                                 info, load_catalogue, no_collection, normalised_title, quarantined, save_catalogue, writing)
+from .engine import Stage, pick_engine, start_ray, stream
 from .images import check_images, map_ahead
 from .sources import _PLAIN, _mended, Batch, TableStream, existing_source, pictures_wanted, read_source, stream_table
 
@@ -202,7 +205,7 @@ def _n_processes(source:Path) -> int:
     return min(8, len(os.sched_getaffinity(0)))
 
 def _judge_all(source, columns, processes:int): # generator of `_Judged`, in the order of the file
-    "Pass 1, by one or more processes"
+    "Pass 1, by one or more processes of this machine"
     if processes == 1: yield from _share(source, columns, (0, 1)); return
     import pandera.pandas  # once, before there are several of us
     fork, ends, workers = multiprocessing.get_context("fork"), [], []
@@ -219,6 +222,35 @@ def _judge_all(source, columns, processes:int): # generator of `_Judged`, in the
     finally:
         for end in ends: end.close()
         for worker in workers: worker.kill(); worker.join()
+
+# %% ../nbs/03a_prepare.ipynb #3ae00002
+@lru_cache(maxsize=1)
+def _stream_here(source:str, columns:str) -> TableStream:
+    "The stream whose stretches this worker judges; opened once"
+    return stream_table(Path(source), json.loads(columns))
+
+def _alone(value) -> np.ndarray: # (1,) object
+    "A value that travels as it is"
+    cell = np.empty(1, object); cell[0] = value
+    return cell
+
+def _read_stretches(rows): # "source", "columns" -> generator of the same and "stretch": (bytes reached, number, pieces)
+    "Reads a file and cuts it into stretches"
+    source, columns, at = rows["source"][0], rows["columns"][0], [0]
+    for number, pieces in stream_table(Path(source), json.loads(columns), reached=lambda n: at.__setitem__(0, n)).stretches():
+        yield {"source": _alone(source), "columns": _alone(columns), "stretch": _alone((at[0], number, pieces))}
+
+def _judge_stretches(rows): # of `_read_stretches` -> generator of "judged": a list of `_Judged`
+    "Judges what another worker has read"
+    for source, columns, (reached, number, pieces) in zip(rows["source"], rows["columns"], rows["stretch"]):
+        table = _stream_here(source, columns)
+        with no_collection(): yield {"judged": _alone([_judge_batch(batch, table, reached) for batch in table.batches_of(number, pieces)])}
+
+def _judged_by_ray(source, columns): # as `_judge_all`
+    "Pass 1, on a cluster"
+    begin = pa.table({"source": [str(Path(source).resolve())], "columns": [json.dumps(columns)]})
+    for piece in stream([begin], [Stage(_read_stretches), Stage(_judge_stretches, rows=1)], start_ray(), ordered=True):
+        for judged in piece["judged"]: yield from judged
 
 # %% ../nbs/03a_prepare.ipynb #3a0c11d4
 _REPEATED = {"category", "ground_truth", "brand", "price", "price_high", "reason"}  # columns whose values come again
@@ -260,11 +292,11 @@ class _Passed:
     rules:Counter
 
 # %% ../nbs/03a_prepare.ipynb #3a0c13a6
-def _first_pass(source:Path, columns, parts:Path, quarantine:_Writer, processes:int, progress:bool) -> _Passed:
+def _first_pass(source:Path, columns, parts:Path, quarantine:_Writer, judged_ones, progress:bool) -> _Passed: # judged_ones: of `_judge_all`
     "Good rows to `parts`, refused ones to the quarantine"
     places, seen, rows, labels, rules = [], [], 0, Counter(), Counter()
     with open(parts, "wb") as out, tqdm(total=source.stat().st_size, unit="B", unit_scale=True, desc=source.name, disable=not progress) as bar:
-        for judged in _judge_all(source, columns, processes):
+        for judged in judged_ones:
             places.append((out.tell(), len(judged.seen[0])))
             out.write(judged.good)
             quarantine.add(judged.refused)
@@ -343,7 +375,7 @@ def _settle(passed:_Passed, schema:pa.Schema, out:Path, quarantine:_Writer) -> d
     return dict(products=int(keep.sum()), edges=edges, dropped_edges=dropped, columns={c: filled[c] for c in schema.names})
 
 # %% ../nbs/03a_prepare.ipynb #cd053bee
-def _prepare_table(source:Path, out:Path, columns, processes, progress) -> dict:
+def _prepare_table(source:Path, out:Path, columns, processes, progress, engine) -> dict:
     "Cleans a table of any size into a workspace"
     parts = out/PARTS
     shutil.rmtree(parts, ignore_errors=True)                # of a run that was killed
@@ -351,7 +383,8 @@ def _prepare_table(source:Path, out:Path, columns, processes, progress) -> dict:
     with disk_errors_explained(out):
         parts.mkdir(parents=True)
         quarantine = _Writer(parts/"quarantine", QUARANTINE_SCHEMA)
-        passed = _first_pass(source, columns, parts/"rows", quarantine, processes or _n_processes(source), progress)
+        judged = _judged_by_ray(source, columns) if engine == "ray" else _judge_all(source, columns, processes or _n_processes(source))
+        with closing(judged): passed = _first_pass(source, columns, parts/"rows", quarantine, judged, progress)
         found = _settle(passed, schema, parts/"catalogue", quarantine)
         quarantine.close()
         for name in ("quarantine", "catalogue"): os.replace(parts/name, out/f"{name}.parquet")
@@ -364,9 +397,9 @@ def _counts(workspace:Path) -> tuple:
     count = lambda file, column: {r["values"]: r["counts"] for r in pc.value_counts(pq.read_table(workspace/file, columns=[column])[column]).to_pylist()}
     return dict(sorted(count("quarantine.parquet", "reason").items())), count("catalogue.parquet", "ground_truth")
 
-def _with_pictures(catalogue:Catalogue, out:Path, progress) -> dict:
+def _with_pictures(catalogue:Catalogue, out:Path, progress, engine) -> dict:
     "Opens the pictures that are on disk and saves the catalogue"
-    catalogue = save_catalogue(check_images(catalogue, progress=progress, keep_missing=True), out)
+    catalogue = save_catalogue(check_images(catalogue, progress=progress, keep_missing=True, engine=engine), out)
     return dict(products=len(catalogue), edges=catalogue.n_edges(), dropped_edges=catalogue.dropped_edges, columns=info(catalogue)["non-null"].to_dict())
 
 def _claim_prepared(workspace:Path, source:str):
@@ -384,17 +417,18 @@ def prepare(
     columns:dict|None=None, # for a table: {column of ours: column of the file}
     processes:int|None=None, # that read a table of JSON lines; default: the cores, at most 8, for a large file on Linux, else 1
     progress:bool=True, # progress bars on stderr
+    engine:str|None=None, # "local" or "ray"; default: FITMATCH_ENGINE, else local
 ) -> dict: # rows, products, refused {reason: rows}, edges, labels {label: products}, unlabelled, columns {column: non-null}, rules, seconds
     """Cleans a catalogue into a workspace; pictures that are on disk are opened, the others' addresses are kept. Rows = products + refused.
 
     Raises `FitmatchError` when there is no usable product in the source."""
-    begin, source, out = time.perf_counter(), existing_source(source, labels), Path(out)
+    begin, source, out, engine = time.perf_counter(), existing_source(source, labels), Path(out), pick_engine(engine)
     _claim_prepared(out, str(source.resolve()))
     if source.is_file():
-        found = _prepare_table(source, out, columns, processes, progress)
-        if found["columns"]["image"]: found.update(_with_pictures(replace(load_catalogue(out), root=source.parent), out, progress))
+        found = _prepare_table(source, out, columns, processes, progress, engine)
+        if found["columns"]["image"]: found.update(_with_pictures(replace(load_catalogue(out), root=source.parent), out, progress, engine))
     else:
-        found = _with_pictures(read_source(source, labels, columns, progress), out, progress)
+        found = _with_pictures(read_source(source, labels, columns, progress), out, progress, engine)
     refused, by_label = _counts(out)
     unlabelled = by_label.pop(None, 0)
     summary = dict(source=str(source.resolve()), rows=found.pop("rows", found["products"] + sum(refused.values())), products=found.pop("products"), refused=refused, edges=found.pop("edges"),

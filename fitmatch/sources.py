@@ -672,24 +672,35 @@ class TableStream:
         share:tuple=(0, 1), # (k, n): every n-th stretch of the file, beginning with the k-th
     ): # generator of `Batch`; none spans two stretches, so shares put together are the same batches
         "Reads the file, or a share of it"
+        mine = lambda stretch: stretch % share[1] == share[0]
+        yield from self._batches(((i//_STRETCH, number, piece if mine(i//_STRETCH) else None) for i, (number, piece) in enumerate(self.pieces)), size)
+
+    def stretches(self): # generator of (stretch, list of pieces with their line numbers)
+        "The file, cut but not understood: for those who have others to understand it"
+        pieces = iter(self.pieces)
+        yield from enumerate(iter(lambda: list(islice(pieces, _STRETCH)), []))
+    def batches_of(self, stretch:int, pieces:list, size:int=16384): # of `stretches` -> generator of `Batch`
+        "One stretch, as `batches` reads it"
+        yield from self._batches(((stretch, number, piece) for number, piece in pieces), size)
+
+    def _batches(self, pieces, size): # generator of `Batch`
         parts = []
-        for stretch, numbers, rows in self._some_rows(share):
+        for stretch, numbers, rows in self._some_rows(pieces):
             for i in range(0, len(rows), size):
                 part = self._batch(stretch, numbers[i:i + size], rows[i:i + size])
                 if parts and (parts[0].stretch != stretch or sum(map(len, parts)) + len(part) > size): yield _joined(parts); parts = []
                 parts.append(part)
         if parts: yield _joined(parts)
 
-    def _some_rows(self, share): # generator of (stretch, line numbers, rows)
-        "Rows of a share, about `_AT_A_TIME`"
+    def _some_rows(self, pieces): # of (stretch, line number, piece, or None for somebody else's) -> generator of (stretch, line numbers, rows)
+        "Rows, about `_AT_A_TIME`"
         numbers, rows, current = [], [], 0
-        for i, (number, piece) in enumerate(chain(self.pieces, [(None, None)])):
-            stretch = i//_STRETCH
-            if rows and (len(rows) >= _AT_A_TIME or piece is None or stretch != current):
+        for stretch, number, piece in chain(pieces, [(None, None, None)]):
+            if rows and (len(rows) >= _AT_A_TIME or stretch != current):
                 yield current, numbers, rows
                 numbers, rows = [], []
             current = stretch
-            if piece is None or stretch % share[1] != share[0]: continue
+            if piece is None: continue
             more_numbers, more_rows = self.rows_of(number, piece)
             numbers += more_numbers; rows += more_rows
 
