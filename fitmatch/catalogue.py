@@ -28,6 +28,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from urllib.request import url2pathname
 
@@ -49,22 +50,26 @@ class FitmatchError(Exception):
     "Something the user can mend: the message says what happened, where, and what to do"
 
 # %% ../nbs/00_catalogue.ipynb #5c3e0002
-S3_PATIENCE = dict(connect=5, answer=30, attempts=4) # seconds until there is a connection, seconds until there is an answer, and how often a request is made
+S3_PATIENCE = dict(connect=5, answer=20, attempts=4) # seconds until there is a connection, seconds until there is an answer, and how often a request is made
+
+@lru_cache(maxsize=8)
+def _s3_profile(*where) -> dict: # where: variables that say which profile it is
+    "What the profile in use says"
+    from botocore.session import Session
+    try: return Session().get_scoped_config()
+    except Exception: return {}  # a profile that does not exist: who connects will say so
 
 def _s3_settings() -> dict: # endpoint and region, None where neither a variable nor the profile names them
     "Where the S3 server is, as AWS's own tools would find it"
-    from botocore.session import Session
-    profile = {}
-    try: profile = Session().get_scoped_config()
-    except Exception: pass  # a profile that does not exist: who connects will say so
     first = lambda *names: next((os.environ[name] for name in names if os.environ.get(name)), None)
+    profile = _s3_profile(*map(first, ("AWS_PROFILE", "AWS_DEFAULT_PROFILE", "AWS_CONFIG_FILE", "HOME")))
     return dict(endpoint=first("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL") or profile.get("endpoint_url"), region=first("AWS_REGION", "AWS_DEFAULT_REGION") or profile.get("region"))
 
 def _s3_options() -> dict:
     "The same for s3fs: patient, but not without end; nothing of a listing is remembered, because others write as well"
     wanted = {"endpoint_url": (found := _s3_settings())["endpoint"], "region_name": found["region"]}
     config = dict(connect_timeout=S3_PATIENCE["connect"], read_timeout=S3_PATIENCE["answer"], retries=dict(total_max_attempts=S3_PATIENCE["attempts"], mode="standard"), max_pool_connections=64)
-    return dict(client_kwargs={name: value for name, value in wanted.items() if value}, config_kwargs=config, use_listings_cache=False)
+    return dict(client_kwargs={name: value for name, value in wanted.items() if value}, config_kwargs=config, use_listings_cache=False, max_concurrency=1)  # one request a file: many files are under way at a time
 
 # %% ../nbs/00_catalogue.ipynb #5c3e0003
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(//?)(.*)", re.DOTALL)
@@ -94,7 +99,9 @@ def _store_path(scheme:str, rest:str):
         raise FitmatchError(f"{scheme}://{rest} needs a package that is missing ({str(e)[:80]}): type  pip install 'fitmatch[scale]'" + ("" if scheme == "s3" else f" and fsspec's package for {scheme}://")) from e
     except ValueError as e: raise FitmatchError(f"{scheme}://{rest}: nothing here knows {scheme}://; give a folder or s3://bucket/prefix") from e
     if scheme == "s3" and not rest.partition("/")[0]: raise FitmatchError("s3:// names no bucket: give s3://bucket/prefix")
-    return UPath(f"{scheme}://{rest}", **(_s3_options() if scheme == "s3" else {}))
+    path = UPath(f"{scheme}://{rest}", **(_s3_options() if scheme == "s3" else {}))
+    if scheme == "s3": path.fs.retries = 1   # botocore repeats requests; s3fs would repeat its repetitions
+    return path
 
 # %% ../nbs/00_catalogue.ipynb #5c3e0006
 def lance_options(
@@ -176,12 +183,18 @@ def writing(
 
 
 # %% ../nbs/00_catalogue.ipynb #5c3e0010
+_CUT_OFF = ("ClientPayloadError", "IncompleteRead", "IncompleteReadError", "ResponseStreamingError", "ContentLengthError") # an answer ended before its end
+
 def read_bytes(
     path:Path, # of a file, on a disk or in a store
 ) -> bytes: # what it holds; raises `FileNotFoundError` where it is not
     "A file's content"
     if not is_remote(path): return Path(path).read_bytes()
-    with disk_errors_explained(path, "read"): return path.fs.cat_file(path.path)
+    with disk_errors_explained(path, "read"):
+        for attempts_left in reversed(range(S3_PATIENCE["attempts"])):
+            try: return path.fs.cat_file(path.path)
+            except Exception as e:
+                if type(e).__name__ not in _CUT_OFF or not attempts_left: raise
 
 @contextmanager
 def local_copy(

@@ -701,7 +701,7 @@ def _decoder(encoder:Encoder, size:int): # pictures the network takes at a time
     half = taken_apart(encoder) if any(True for _ in encoder.network.parameters()) else None
     preprocess, side, own = half or encoder.preprocess, MARGIN*encoder.info.resize_size, encoder.info.decode_size
     def decode(rows): # "row" and "place" -> generator of "row" and "picture"
-        pictures = map_ahead(lambda place: preprocess(open_for(Path(place), side, own)).numpy(), rows["place"], threads=2, ahead=size)
+        pictures = map_ahead(lambda place: preprocess(open_for(place, side, own)).numpy(), [*map(workspace_path, rows["place"])], threads=None if "://" in rows["place"][0] else 2, ahead=size)
         for s in range(0, len(rows["row"]), size):
             part = rows["row"][s:s + size]
             yield {"row": part, "picture": np.stack(list(islice(pictures, len(part))))}

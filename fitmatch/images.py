@@ -187,7 +187,7 @@ def _grouped(
 # %% ../nbs/03_images.ipynb #03e00002
 def _look(rows): # "row" and "place" -> "row", "sha256", "pixels", "reason", "detail"
     "`_fingerprint` of some pictures"
-    found = [(None, None, f.reason, f.detail) if isinstance(f, ImageRefused) else (*f, None, None) for f in map_ahead(lambda place: _fingerprint(Path(place)), rows["place"], threads=2)]
+    found = [(None, None, f.reason, f.detail) if isinstance(f, ImageRefused) else (*f, None, None) for f in map_ahead(_fingerprint, [*map(workspace_path, rows["place"])], threads=None if "://" in rows["place"][0] else 2)]
     return {"row": rows["row"], **{name: np.array(values, dtype=object) for name, values in zip(("sha256", "pixels", "reason", "detail"), zip(*found))}}
 
 def _looked_at_by_ray(work): # generator of what `_fingerprint` gives, in the order of `work`
@@ -358,7 +358,7 @@ def _downloads(
         try: yield table
         finally: table.close()                                           # what was noted is kept, whatever happened
         return
-    path, table = workspace/"downloads.sqlite", None, False
+    path, table = workspace/"downloads.sqlite", None
     try:
         table = _SqliteDownloads(path)
         yield table
@@ -525,7 +525,7 @@ def _fetch_by_threads(jobs, db, threads, progress, web, make_web, root, retries,
 class _Downloader:
     "Products in, what came of their addresses out; made once a worker, with a client of its own"
     def __init__(self, make_web, root:str, retries:int, threads:int):
-        self.web, self.root, self.retries, self.pool = make_web(), Path(root), retries, ThreadPoolExecutor(threads)
+        self.web, self.root, self.retries, self.pool = make_web(), workspace_path(root), retries, ThreadPoolExecutor(threads)
 
     def __call__(self, rows): # "asin", "job": its addresses and what is known of them, as JSON -> "asin", "outcome" as JSON
         jobs, never = [(asin, *json.loads(job)) for asin, job in zip(rows["asin"], rows["job"])], threading.Event()
