@@ -33,7 +33,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from .catalogue import Catalogue, FitmatchError, writing
+from .catalogue import Catalogue, FitmatchError, read_bytes, workspace_path, writing
 from .embed import as_vectors
 from .encoders import pick_device
 from .explore import sample_rows
@@ -223,7 +223,7 @@ class _Predictor:
 # %% ../nbs/07_classify.ipynb #fdd18550
 def _model_files(path) -> tuple: # Path of the numbers, Path of the JSON
     path = str(path).removesuffix(".safetensors").removesuffix(".json")
-    return Path(path + ".safetensors"), Path(path + ".json")
+    return workspace_path(path + ".safetensors"), workspace_path(path + ".json")
 
 def _write_model(
     path,         # with or without ".safetensors"
@@ -261,11 +261,11 @@ class _Stored:
         "The classifier as it was saved. Raises `FitmatchError` for damaged files or another encoder"
         numbers, about = _model_files(path)
         try:
-            data, note = numbers.read_bytes(), json.loads(about.read_text(encoding="utf-8"))
+            data, note = read_bytes(numbers), json.loads(read_bytes(about))
             if hashlib.sha256(data).hexdigest() != note["sha256"]: raise FitmatchError(f"{numbers} is damaged or does not belong to {about.name}: train the classifier again")
             _refuse_other_encoder(numbers, note, encoder=encoder, weights_sha256=weights_sha256)
             return cls(**note["parameters"] | {"hidden": tuple(note["parameters"]["hidden"]), "device": device})._restored(tensors_of(data), note)
-        except FileNotFoundError as e: raise FitmatchError(f"no classifier at {e.filename}: train one and save it with .save({str(path)!r})") from e
+        except FileNotFoundError as e: raise FitmatchError(f"no classifier at {e.filename or numbers}: train one and save it with .save({str(path)!r})") from e
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as e:
             raise FitmatchError(f"{numbers} and {about.name} are not a classifier that fitmatch saved ({type(e).__name__}: {e})") from e
 

@@ -6,7 +6,7 @@
 __all__ = ['NETWORKS', 'PATIENCE', 'BUNDLED', 'pick_device', 'FashionCNN', 'network_table', 'FashionNet', 'read_weights',
            'file_sha256', 'state_sha256', 'EncoderInfo', 'Encoder', 'strip_head', 'guess_encoder', 'load_maps',
            'provided_weights', 'save_encoder', 'ProductEncoder', 'list_encoders', 'encoder_info', 'encoder_table',
-           'load_encoder']
+           'cached_copy', 'load_encoder']
 
 # %% ../nbs/04_encoders.ipynb #ffcb1790
 import difflib
@@ -37,7 +37,8 @@ from torch import nn
 from torchvision.models import get_model, get_model_weights, list_models
 
 import fitmatch
-from .catalogue import FitmatchError, writing
+from .catalogue import Files, FitmatchError, disk_errors_explained, is_remote, workspace_path, writing
+from .wardrobe import cache_folder
 
 # %% ../nbs/04_encoders.ipynb #077b783e
 def pick_device(
@@ -447,11 +448,11 @@ def save_encoder(
 ) -> Path:
     "The file with the network's weights, its name and its input size"
     state = {k: (v.half() if half and v.is_floating_point() else v).cpu().contiguous() for k, v in network.state_dict().items()}
-    with writing(Path(path)) as partial:
+    with writing(workspace_path(path)) as partial:
         notes = json.dumps({"network": type(network).__name__, "input_size": input_size})
         save_file(state, partial, metadata={"fitmatch": notes})  # one key: several would be written in any order, and the file's checksum with them
         partial.chmod(0o644)  # safetensors makes it readable for its owner only
-    return Path(path)
+    return workspace_path(path)
 
 # %% ../nbs/04_encoders.ipynb #2ea0aacb
 def _own_network(path:Path) -> tuple: # (network, input size)
@@ -555,10 +556,23 @@ def encoder_table(
     return pd.DataFrame([asdict(encoder_info(name)) for name in list_encoders(pattern)]).set_index("name")
 
 # %% ../nbs/04_encoders.ipynb #f7512335
+def cached_copy(
+    path, # of `workspace_path`
+) -> Path: # on this machine
+    "An object's copy in the cache, under the name that its content has in the store; a file on a disk is its own"
+    if not is_remote(path): return path
+    about = Files(path.parent).about(path.name)
+    if about is None: raise FitmatchError(f"no weights file {path}: give the path of a .safetensors file")
+    copy = cache_folder()/"store"/re.sub("[^0-9A-Za-z-]", "", str(about.get("ETag") or about["size"]))/path.name
+    if not copy.is_file():
+        with writing(copy) as partial, disk_errors_explained(path, "read"): path.fs.get_file(path.path, str(partial))
+    return copy
+
 def load_encoder(
     name:str="fitmatch-cnn", # one of `list_encoders()`, or "timm:…", "open_clip:…"
-    weights:str|Path|None=None, # a local .safetensors file; default: the bundled file, or a download
+    weights:str|Path|None=None, # a .safetensors file, on a disk or in a bucket; default: the bundled file, or a download
     device:str|torch.device|None=None, # see `pick_device`
 ) -> Encoder:
     "An encoder, ready to use. Raises `FitmatchError` for an unknown name and for weights that are missing or do not fit"
+    if weights is not None and is_remote(found := workspace_path(weights)): weights = cached_copy(found)
     return _entry(name)[0](name, weights, pick_device(device))

@@ -21,7 +21,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.utils.validation import check_is_fitted
 
-from .catalogue import Catalogue, FitmatchError
+from .catalogue import Catalogue, FitmatchError, read_bytes
 from .classify import _model_files, _refuse_other_encoder, _write_model
 from .compatibility import AgainstAll, PairNetwork, KnownPairs, score_pairs_with, train_network, with_wrong_answers
 from .encoders import pick_device
@@ -396,14 +396,14 @@ class _Kept:
         "What was learned; `index` tells it the products. Raises `FitmatchError` for damaged files, another format or another encoder"
         numbers, about = _model_files(path)
         try:
-            data, note = numbers.read_bytes(), json.loads(about.read_text(encoding="utf-8"))
+            data, note = read_bytes(numbers), json.loads(read_bytes(about))
             if not str(note["format"]).startswith("fitmatch compatibility "): raise FitmatchError(f"{numbers} is no compatibility model but a {note['format']}: give another file")
             if note["format"] != "fitmatch compatibility 1": raise FitmatchError(f"{numbers} is a {note['format']}, which this fitmatch cannot read: pip install --upgrade fitmatch, or fit it again")
             if hashlib.sha256(data).hexdigest() != note["sha256"]: raise FitmatchError(f"{numbers} is damaged or does not belong to {about.name}: fit the matcher again")
             _refuse_other_encoder(numbers, note, encoder=encoder, weights_sha256=weights_sha256)
             matcher = cls(**note["parameters"] | {name: tuple(note["parameters"][name]) for name in ("columns", "value_columns")} | {"device": device})
             return matcher._restored(tensors_of(data), note)
-        except FileNotFoundError as e: raise FitmatchError(f"no matcher at {e.filename}: fit one and save it with .save({str(path)!r})") from e
+        except FileNotFoundError as e: raise FitmatchError(f"no matcher at {e.filename or numbers}: fit one and save it with .save({str(path)!r})") from e
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as e:
             raise FitmatchError(f"{numbers} and {about.name} are not a matcher that fitmatch saved ({type(e).__name__}: {e})") from e
 

@@ -20,7 +20,7 @@ from markupsafe import Markup
 from matplotlib.ticker import MaxNLocator
 from plotly.offline import get_plotlyjs
 
-from .catalogue import Catalogue, FitmatchError, select, writing
+from .catalogue import Catalogue, FitmatchError, select, workspace_path, writing
 from .explore import catalogue_map, cluster_rows, cluster_summary, map_assets, map_html, sample_rows
 from .mappage import picture_sheets
 from .classify import _CONFUSION_CSS, best_epoch, confusion_html
@@ -777,5 +777,5 @@ def report(
 ) -> Path: # where it is
     "Writes the report of a run, whole or not at all; raises `FitmatchError` for an unknown key, or a disk that is full or read-only"
     html = report_html(results)
-    with writing(Path(path)) as partial: partial.write_text(html, encoding="utf-8")
-    return Path(path)
+    with writing(path := workspace_path(path)) as partial: partial.write_text(html, encoding="utf-8")
+    return path

@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 from isal import igzip
 from tqdm.auto import tqdm
 
-from .catalogue import COLUMNS, LABELS, QUARANTINE, SUFFIXES, Catalogue, FitmatchError, clean, clean_text, is_page_code, load_catalogue, no_collection, unescape_formula, with_groups
+from .catalogue import COLUMNS, LABELS, QUARANTINE, SUFFIXES, Catalogue, FitmatchError, clean, clean_text, is_page_code, is_remote, is_there, load_catalogue, no_collection, unescape_formula, with_groups, workspace_path
 
 # %% ../nbs/02_sources.ipynb #51ee1883
 LABEL_WORDS = {
@@ -830,9 +830,10 @@ def existing_source(
     labels:str|None=None, # "folders" or "seven"
 ) -> Path:
     "The source as a path. Raises `FitmatchError` when it is not there or `labels` is unknown"
-    source = Path(source)
+    source = workspace_path(source)
     if labels not in (None, "folders", "seven"): raise FitmatchError(f"unknown labels '{labels}': use 'folders' or 'seven'")
-    if not source.exists(): raise FitmatchError(f"{source} does not exist: give a folder of pictures or a catalogue file")
+    if is_remote(source) and not is_there(source/"catalogue.parquet"): raise FitmatchError(f"{source} is no workspace (it has no catalogue.parquet); other sources are read from a disk: copy it to one first")
+    if not is_remote(source) and not source.exists(): raise FitmatchError(f"{source} does not exist: give a folder of pictures or a catalogue file")
     return source
 
 def read_source(
@@ -843,7 +844,8 @@ def read_source(
 ) -> Catalogue:
     "The catalogue of any source that fitmatch knows"
     source = existing_source(source, labels)
-    if source.is_file(): catalogue = read_table_file(source, columns, progress)
+    if is_remote(source): catalogue = load_catalogue(source)
+    elif source.is_file(): catalogue = read_table_file(source, columns, progress)
     else: catalogue = (_reader(source) or (lambda s: read_folder(s, labels or "folders")))(source)
     if not len(catalogue):
         raise FitmatchError(f"no usable product in {source}: refused {', '.join(f'{n} × {r}' for r, n in catalogue.refused().items()) or 'none, it is empty'}")

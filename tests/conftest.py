@@ -11,6 +11,9 @@ import pytest
 from PIL import Image
 
 
+from s3 import s3, s3_gate  # noqa: F401  (fixtures)
+
+
 def _folder(variable, *parts):
     root = os.environ.get(variable)
     if not root: pytest.skip(f"{variable} is not set: it names a folder of real data that is no part of the project")
