@@ -54,15 +54,18 @@ _COLUMNS = ["asin", "image_sha256", "checksum", "vector"]
 class StoreView:
     "One version of a store: keys in order, and vectors by row or block by block, never all in memory"
     def __init__(self,
-        store:EmbeddingStore, # whose last version is meant
+        store:EmbeddingStore,
+        version:int|None=None, # of its table; default: the last one
     ):
         self.store, self.dim, seal = store, store.dim, _read_seal(store._seal)
         with self._explained():
             self.table = store._db.open_table(store._table.name)
-            self.version = self.table.version
+            self.version = version or self.table.version
             self.table.checkout(self.version)
             keys = self.table.search().select(["asin", "checksum"]).with_row_id(True).limit(None).to_arrow().sort_by("asin")
-            if _breaks_seal(seal, _seal_of(self.table, keys)): raise ValueError("its rows do not fit its seal")
+            found = _seal_of(self.table, keys)
+            if version is None and _breaks_seal(seal, found): raise ValueError("its rows do not fit its seal")
+        self.seal = {name: found[name] for name in ("rows", "crc32")}  # the same for the same rows, whatever their version
         self.asins, self._ids = keys["asin"].combine_chunks(), keys["_rowid"].to_numpy().astype(np.int64)
         self._order = np.argsort(self._ids)
 
@@ -216,6 +219,13 @@ def index_candidates(
 # %% ../nbs/05d_vectorindex.ipynb #5d00001d
 INDEX = "vector_idx" # Lance's name for the index of the column `vector`
 
+def _ray():
+    "Ray, connected. Raises `FitmatchError` where it is missing"
+    try: import ray
+    except ImportError as e: raise FitmatchError("engine 'ray' needs Ray: type pip install 'fitmatch[scale]', or engine='local'") from e
+    if not ray.is_initialized(): ray.init(include_dashboard=False, log_to_driver=False, configure_logging=False)
+    return ray
+
 def _build_here(table, kind, options):
     "Lance itself, in this process"
     import lancedb.index
@@ -227,9 +237,9 @@ def _build_here(table, kind, options):
 
 def _build_with_ray(table, kind, options):
     "lance-ray, one task for some fragments"
-    try: import lance_ray, ray
+    try: import lance_ray
     except ImportError as e: raise FitmatchError("an index is built on a cluster by lance-ray: type pip install 'fitmatch[scale]', or engine='local'") from e
-    if not ray.is_initialized(): ray.init(ignore_reinit_error=True, include_dashboard=False, log_to_driver=False)
+    ray = _ray()
     options = {("max_iters" if name == "max_iterations" else name): value for name, value in options.items()}
     data = table.to_lance()
     lance_ray.create_index(data, column="vector", index_type=kind, name=INDEX, metric="cosine", replace=True, num_workers=max(1, min(len(data.get_fragments()), int(ray.cluster_resources().get("CPU", 1)))), **options)
