@@ -243,6 +243,7 @@ def _scratch(
 ) -> np.memmap: # (n, d) float32 zeros
     "A table in a file without a name, which is gone with the last who uses it. Raises `FitmatchError` where the disk has no room"
     folder, size = Path(folder or cache_folder()), 4*n*d
+    if not size: return np.empty((n, d), np.float32)
     with disk_errors_explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(folder).free
@@ -308,7 +309,7 @@ class StoredVectors:
     ): self._hold(_copied(store, np.asarray(asins, dtype=object), folder), None, folder)
 
     def _hold(self, numbers, rows, folder):
-        self._numbers, self._rows, self._folder = np.asarray(numbers), rows, folder
+        self._numbers, self._rows, self.folder = np.asarray(numbers), rows, folder
         self.shape = (len(numbers) if rows is None else len(rows), numbers.shape[1])
         self.size, self.block = self.shape[0]*self.shape[1], max(1, _PIECE//self.shape[1]) # block: rows that are read at a time
         return self
@@ -334,14 +335,14 @@ class StoredVectors:
         rows, # row numbers, a slice or booleans
     ) -> "StoredVectors":
         "Some of the rows, still on disk"
-        return object.__new__(StoredVectors)._hold(self._open(), (np.arange(len(self)) if self._rows is None else self._rows)[rows], self._folder)
+        return object.__new__(StoredVectors)._hold(self._open(), (np.arange(len(self)) if self._rows is None else self._rows)[rows], self.folder)
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
         "The numbers as an array that cannot be written to and whose memory is the file; a selection is first copied to a file of its own"
         if self._rows is not None:
-            own = _scratch(*self.shape, self._folder)
+            own = _scratch(*self.shape, self.folder)
             for s, x in self.blocks(): own[s] = x
-            self._hold(own, None, self._folder)
+            self._hold(own, None, self.folder)
         found = self._open().view()
         found.flags.writeable = False
         return found.astype(dtype or self.dtype, copy=bool(copy))
