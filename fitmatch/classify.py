@@ -371,8 +371,8 @@ class _EvenedLater:
     "The same table for vectors on disk: rows are evened out when they are asked for"
     def __init__(self, even, X): self.even, self.X, self.device = even, X, even.mean.device
     def __len__(self): return len(self.X)
-    def __getitem__(self, rows): return self.even(torch.from_numpy(self.X[rows.cpu().numpy()]).to(self.device))
-    def index_select(self, _, rows): return self[rows]
+    def __getitem__(self, rows): return _EvenedLater(self.even, self.X.select(rows.cpu().numpy()))
+    def index_select(self, _, rows): return self.even(torch.from_numpy(self.X[rows.cpu().numpy()]).to(self.device))
     def split(self, most): return (self.even(piece.to(self.device)) for piece in _pieces(self.X, most))
 
 def _some(table, most=10_000): # the same of so many products at most

@@ -53,6 +53,8 @@ def _starts(
     with _threads_for(flat): starts = sorted((KMeans(k, n_init=1, random_state=draw).fit(flat) for _ in range(20)), key=lambda m: m.inertia_)
     return [axes.inverse_transform(start.cluster_centers_).astype(np.float32) for start in starts[:2]]
 
+
+# %% ../nbs/06_explore.ipynb #06e10006
 def _kmeans(
     X:np.ndarray, # (n, d) numbers
     k:int,        # clusters
@@ -63,7 +65,6 @@ def _kmeans(
     starts = _starts(X, k, random_state)
     if isinstance(starts, KMeans): return starts
     with _threads_for(X): return min((KMeans(k, init=c, n_init=1).fit(X) for c in starts), key=lambda m: m.inertia_)
-
 
 # %% ../nbs/06_explore.ipynb #8becc473
 def cluster_curve(
