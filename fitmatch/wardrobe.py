@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['SUPERSAMPLING', 'COLOURS', 'STYLES', 'PATTERNS', 'PALETTES', 'PATTERN_WEIGHTS', 'METALS', 'CUTS', 'SILHOUETTES',
            'BACKGROUNDS', 'BASE_RATE', 'NEUTRAL', 'NOISE', 'FORGOTTEN', 'POPULAR', 'SHARES', 'VARIANTS', 'DUPLICATES',
-           'DRAWING', 'curve', 'mirror', 'circle', 'box', 'Pose', 'noise_tiles', 'noise', 'Canvas', 'part', 'line',
-           'print_on', 'crease', 'stitch', 'Colour', 'Look', 'stripes', 'checks', 'dots', 'floral', 'plain', 'cloth',
-           'mark', 'Cut', 'neckline', 'body_outline', 'sleeve_outline', 'cuff_line', 'bodice', 'ribbing', 'placket',
-           'collar', 'lapels', 'pocket', 'zipper', 'draw_tshirt', 'draw_shirt', 'draw_sweater', 'cables', 'draw_tank',
+           'curve', 'mirror', 'circle', 'box', 'Pose', 'noise_tiles', 'noise', 'Canvas', 'part', 'line', 'print_on',
+           'crease', 'stitch', 'Colour', 'Look', 'stripes', 'checks', 'dots', 'floral', 'plain', 'cloth', 'mark', 'Cut',
+           'neckline', 'body_outline', 'sleeve_outline', 'cuff_line', 'bodice', 'ribbing', 'placket', 'collar',
+           'lapels', 'pocket', 'zipper', 'draw_tshirt', 'draw_shirt', 'draw_sweater', 'cables', 'draw_tank',
            'draw_hoodie', 'draw_coat', 'draw_blazer', 'draw_jacket', 'draw_puffer', 'legs_outline', 'waistband',
            'draw_jeans', 'draw_trousers', 'draw_joggers', 'draw_shorts', 'pleats', 'draw_skirt', 'skirt_of_dress',
            'draw_shift', 'draw_gown', 'draw_wrap', 'draw_sundress', 'sole', 'laces', 'draw_sneaker', 'draw_boot',
@@ -1330,7 +1330,7 @@ def wardrobe_rows(
     return rows[[*COLUMNS, "silhouette", "style", "color", "pattern", "group", "price", "seed", "photo"]]
 
 # %% ../nbs/01_wardrobe.ipynb #eb67ed45
-DRAWING = 5 # raised when the drawing changes, so that old pictures are replaced
+_DRAWING = 5 # raised when the drawing changes, so that old pictures are replaced
 
 def cache_folder() -> Path:
     "Where fitmatch keeps what it can make again: FITMATCH_CACHE, or ~/.cache/fitmatch"
@@ -1350,7 +1350,7 @@ def _keep_picture(row, path, size): # replaced in one step: another process may 
 def _draw_pictures(rows, root, size):
     "Draws what is not there yet"
     known = rows[["image", "silhouette", "style", "color", "pattern", "seed", "photo"]].to_json(orient="values")
-    marker, digest = root / "wardrobe.json", hashlib.sha256(f"{DRAWING} {size} {known}".encode()).hexdigest()
+    marker, digest = root / "wardrobe.json", hashlib.sha256(f"{_DRAWING} {size} {known}".encode()).hexdigest()
     try: done = json.loads(marker.read_text())["digest"] == digest
     except (OSError, ValueError, KeyError, TypeError): done = False
     rows = rows[(rows["photo"] != "missing") & ~rows["image"].duplicated()]
