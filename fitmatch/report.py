@@ -46,11 +46,11 @@ def _checked_results(
 # %% ../nbs/11_report.ipynb #c7cbd868
 class Pictures:
     "Products by asin as the templates want them: asin, title, label, picture"
-    def __init__(self, catalogue:Catalogue, photos:dict|None=None):
+    def __init__(self, catalogue:Catalogue, photos:dict|None=None): # {name: picture} of photos that are no products
         self.catalogue, self.photos, self.cache = catalogue, photos or {}, {}
         self.row = {asin: i for i, asin in enumerate(catalogue.products["asin"])}
 
-    def uri(self, asin, size:int) -> str:
+    def uri(self, asin, size:int) -> str: # of a product, or a photo's name; size: pixels of the longer side
         "A data URI, empty where there is no picture that opens"
         source = self.photos.get(asin)
         if source is None and asin in self.row: source = self.catalogue.image_path(self.row[asin])
@@ -60,7 +60,7 @@ class Pictures:
             except ImageRefused: self.cache[asin, size] = ""
         return self.cache[asin, size]
 
-    def product(self, asin, size:int) -> dict:
+    def product(self, asin, size:int) -> dict: # as for `uri`; gives asin, title, label, picture
         "What a template shows of a product"
         at = self.row.get(asin)
         cell = lambda column: None if at is None or pd.isna(value := self.catalogue.products[column].iat[at]) else str(value)
