@@ -44,7 +44,7 @@ def printable(
     "A text that cannot steer a terminal: what is not printable is written as its escape"
     return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in str(text))
 
-def show(*texts, file=None):
+def show(*texts, file=None): # texts with anything in them; `file` as for `print`
     "Prints for people: line ends stay, other control characters become visible"
     print(*(printable(text, "\n") for text in texts), file=file, flush=True)
 
@@ -181,7 +181,7 @@ def fetch_command(
 
 # %% ../nbs/14_cli.ipynb #70b8cf05
 def describe_download(
-    products:int,
+    products:int, # in the catalogue
     pictures:int, # of them that are there
     report,       # of `fitmatch.images.download_report`
 ) -> str: # a few lines of text

@@ -71,7 +71,7 @@ def score_pairs_with(
     network:PairNetwork,
     queries:ItemFeatures,    # p products
     candidates:ItemFeatures, # p products, one a query
-    block:int=8192,
+    block:int=8192, # pairs scored at a time
 ) -> np.ndarray: # (p,) float32
     "The scores of pairs"
     found, device = [], network.words.device
@@ -133,7 +133,7 @@ class KnownPairs:
         groups:np.ndarray, # (n,) group of variants of each product
         labels:np.ndarray, # (n,) label number of each product, -1 for unknown
         rows:np.ndarray,   # (k,) products that may be drawn
-        symmetric:bool=True,
+        symmetric:bool=True, # was b bought with a where a was bought with b?
     ):
         self.groups, self.labels = (torch.from_numpy(np.asarray(a, dtype=np.int64)) for a in (groups, labels))
         self.n = int(self.groups.max()) + 1
@@ -144,7 +144,7 @@ class KnownPairs:
         self.members = torch.from_numpy(np.asarray(rows)[order])
         self.kinds, self.start, self.size = (torch.from_numpy(a) for a in np.unique(np.asarray(labels)[rows][order], return_index=True, return_counts=True))
 
-    def are_known(self, query, candidate) -> torch.Tensor:
+    def are_known(self, query, candidate) -> torch.Tensor: # (p,) rows, (p,) rows -> (p,) booleans
         "Whether pairs were bought together, or are variants of each other"
         q, c = self.groups[query], self.groups[candidate]
         key = q*self.n + c

@@ -569,7 +569,7 @@ def _cpu_flags() -> dict: # name -> bool
     return {"amx_bf16": ask("_is_amx_tile_supported"), "avx512_bf16": ask("_is_avx512_bf16_supported")}
 
 def best_precision(
-    device:torch.device,
+    device:torch.device, # where the network computes
     flags:dict|None=None, # of the processor; default: asked
 ) -> str: # one of `PRECISIONS`
     "The shortest numbers that a device multiplies in hardware and that fit"
@@ -672,7 +672,7 @@ def plans(
 # %% ../nbs/05_embed.ipynb #92c4e32e
 class FastEncoder(Encoder):
     "An encoder made ready for many pictures; its vectors are those of the encoder within what `precision` costs"
-    def __init__(self, encoder:Encoder, half:_Bytes|None, run, runtime:str, precision:str):
+    def __init__(self, encoder:Encoder, half:_Bytes|None, run, runtime:str, precision:str): # preprocessing to bytes, what computes a batch of them, and how, one of `RUNTIMES` and of `PRECISIONS`
         self.info, self.weights_sha256, self.device = encoder.info, encoder.weights_sha256, encoder.device
         self.network, self.encode_text = encoder.network, encoder.encode_text
         self.preprocess, self.encode = half or encoder.preprocess, run # `encode` takes a stack of what `preprocess` gives

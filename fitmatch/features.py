@@ -47,7 +47,7 @@ VALUE_COLUMNS = ("ground_truth", "category", "color") # of these the values are 
 
 def column_values(
     products:pd.DataFrame, # one row a product
-    column:str,
+    column:str, # its name; it need not be there
 ) -> np.ndarray: # (n,) texts; "" where nothing is known
     "One value a product: the last level of a path, in plain letters"
     if column not in products: return np.full(len(products), "", dtype=object)
@@ -63,7 +63,7 @@ class ItemFeatures:
     values:np.ndarray  # (n, t) int64, one column a table; the number after the last value for unknown
 
     def __len__(self): return len(self.words)
-    def take(self, rows) -> "ItemFeatures":
+    def take(self, rows) -> "ItemFeatures": # (m,) row numbers, in the order wanted
         "The same parts of some rows"
         return ItemFeatures(*(getattr(self, f.name)[rows] for f in fields(self)))
 

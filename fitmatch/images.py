@@ -45,7 +45,7 @@ MIN_SIDE = 8
 
 class ImageRefused(FitmatchError):
     "A picture that was not opened; `reason` is a short code for counting"
-    def __init__(self, reason:str, detail:str=""):
+    def __init__(self, reason:str, detail:str=""): # a short code for counting; detail: what people read
         self.reason, self.detail = reason, detail
         super().__init__(f"{reason}: {detail}" if detail else reason)
 

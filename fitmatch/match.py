@@ -148,7 +148,7 @@ class AlsoBuyMatcher(_Purchases):
                    np.where(table["score"] >= self.threshold, "matching", "skip"))
         return pd.DataFrame(dict(zip(MATCH_COLUMNS, columns)))
 
-    def match_rows(self, Q, queries=None) -> pd.DataFrame:
+    def match_rows(self, Q, queries=None) -> pd.DataFrame: # as for `match`
         "As `match`, with row numbers for names and without the decision"
         similarity, index = self.neighbours(Q, queries)
         query, place = np.nonzero(index >= 0)

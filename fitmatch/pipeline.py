@@ -165,7 +165,7 @@ def save_neighbours(
     catalogue:Catalogue, # products
     X:np.ndarray,        # (n, d) embeddings
     path:Path,           # a Parquet file: asin, rank, neighbour, similarity
-    k:int=5,
+    k:int=5, # neighbours of each product, at most
 ) -> int: # how many neighbours each product has
     "Writes the exact nearest neighbours of every product"
     k = min(k, len(X) - 1)
@@ -304,7 +304,7 @@ def _finish(catalogue, X, encoder, source, out, found, seconds, say) -> dict:
     return summary
 
 # %% ../nbs/13_pipeline.ipynb #25e20d67
-def summarise(catalogue, encoder, source, found, seconds, page, notes) -> dict:
+def summarise(catalogue, encoder, source, found, seconds, page, notes) -> dict: # found: what the stages gave; seconds: of each stage; page: the report; notes: what was left out
     "The figures of a run as plain JSON values"
     classified, matched, scores = found["classified"], found["matched"], found["cluster_scores"] or {}
     return dict(fitmatch=__version__, source=source, products=len(catalogue), refused=catalogue.refused(), edges=catalogue.n_edges(), dropped_edges=catalogue.dropped_edges,
