@@ -47,7 +47,10 @@ class Forked:
         return self.returncode
 
     def kill(self):
-        if self.returncode is None and not select.select([self.nursery.ours], [], [], 0)[0]: os.kill(self.pid, signal.SIGKILL)
+        "True if it was still alive"
+        alive = self.returncode is None and not select.select([self.nursery.ours], [], [], 0)[0]
+        if alive: os.kill(self.pid, signal.SIGKILL)
+        return alive
 
 
 class Nursery:
