@@ -779,24 +779,32 @@ def embed(
     engine:str|None=None, # "local" or "ray"; default: FITMATCH_ENGINE, else local
 ) -> np.ndarray: # (n, d) float32, row i belongs to product i
     "The embeddings of a catalogue; with a store, only what is missing there is computed. Raises `FitmatchError` while another process writes it"
-    X, batches = np.empty((len(catalogue), encoder.info.dim), np.float32), _by_ray if pick_engine(engine) == "ray" else _by_threads
-    todo = _to_do(catalogue, store)
+    X = np.empty((len(catalogue), encoder.info.dim), np.float32)
+    computed = _compute_missing(_to_do, catalogue, encoder, store, X, batch_size, shard, progress, runtime, precision, engine)
+    return _merge_stored(catalogue, store, X, computed) if store else X
+
+def _compute_missing(to_do, catalogue, encoder, store, X, batch_size=None, shard=512, progress=True, runtime="auto", precision="auto", engine=None) -> np.ndarray:
+    "Computes and commits the rows that `to_do(catalogue, store)` names; X, where it is not None, gets them too"
+    batches, todo = _by_ray if pick_engine(engine) == "ray" else _by_threads, to_do(catalogue, store)
     if len(todo):
         about, computed = batches(catalogue, encoder, batch_size, runtime, precision)
         with store.writing() if store else nullcontext():
-            if store: todo = _to_do(catalogue, store)  # what is missing now that nobody else writes
-            _commit(catalogue, computed(todo), about, store, X, len(todo), shard, progress)
-    return _merge_stored(catalogue, store, X, todo) if store else X
+            if store: todo = to_do(catalogue, store)  # what is missing now that nobody else writes
+            _commit(catalogue, computed(todo), about, store, X, len(todo), encoder.info.dim, shard, progress)
+    return todo
 
-def _commit(catalogue, computed, about, store, X, n, shard, progress):
-    "Fills the rows of X that are computed, in whatever order they come, and commits them by the shard"
-    asins, hashes, waiting, done = catalogue.products["asin"].to_numpy(), _hashes(catalogue), [], 0
+def _commit(catalogue, computed, about, store, X, n, dim, shard, progress):
+    "Commits vectors by the shard, in whatever order they come"
+    asins, hashes, rows, vectors, done = catalogue.products["asin"].to_numpy(), _hashes(catalogue), [], [], 0
     with tqdm(total=n, desc=about, unit="picture", disable=not progress) as bar, closing(computed):
-        for rows, batch in computed:
-            X[rows] = check_vectors(batch, asins[rows], X.shape[1])
-            waiting.extend(rows); done += len(rows)
-            bar.update(len(rows))
-            if store and (len(waiting) >= shard or done == n): store.add(asins[waiting], hashes[waiting], X[waiting]); waiting.clear()
+        for some, batch in computed:
+            batch = check_vectors(batch, asins[some], dim)
+            if X is not None: X[some] = batch
+            done += len(some)
+            bar.update(len(some))
+            if not store: continue
+            rows.extend(some); vectors.append(batch)
+            if len(rows) >= shard or done == n: store.add(asins[rows], hashes[rows], np.concatenate(vectors)); rows, vectors = [], []
 
 # %% ../nbs/05_embed.ipynb #05e00002
 def _by_threads(catalogue, encoder, batch_size, runtime, precision) -> tuple: # (what the bar says, function of rows giving a generator of (rows, vectors))
@@ -878,19 +886,11 @@ def _memory() -> int: # bytes
         except (OSError, ValueError): pass  # no container, or "max"
     return whole
 
-def _embed_missing(catalogue, encoder, store, part, batch_size=None, shard=512, progress=True, engine="auto", precision="auto"):
-    "Computes and commits what the store lacks, `part` products at a time"
-    def lacking():
-        keys = _keys(store)
-        known = dict(zip(keys["asin"].to_pylist(), keys["image_sha256"].to_pylist()))
-        return np.array([i for i, (a, h) in enumerate(zip(catalogue.products["asin"], _hashes(catalogue))) if a not in known or known[a] != h], dtype=int)
-    if not len(lacking()): return
-    ready = fast(encoder, engine, precision)
-    with store.writing():
-        todo = lacking()  # now that nobody else writes
-        for i in range(0, len(todo), part):
-            some = select(catalogue, todo[i:i + part])
-            _compute(some, ready, store, np.empty((len(some), encoder.info.dim), np.float32), np.arange(len(some)), batch_size, shard, progress)
+def _lacking(catalogue, store) -> np.ndarray:
+    "As `_to_do`, without reading the vectors that are there"
+    keys = _keys(store)
+    known = dict(zip(keys["asin"].to_pylist(), keys["image_sha256"].to_pylist()))
+    return np.array([i for i, (a, h) in enumerate(zip(catalogue.products["asin"], _hashes(catalogue))) if a not in known or known[a] != h], dtype=int)
 
 def vectors_of(
     catalogue:Catalogue, # clean; its pictures checked by `check_images`
@@ -898,10 +898,9 @@ def vectors_of(
     store:EmbeddingStore, # where vectors are kept
     in_memory_below:float=.1, # share of the memory that the vectors may take; training needs several times as much
     folder:str|Path|None=None, # of the scratch copy, as for `StoredVectors`
-    part:int=20_000,     # products that are embedded at a time where memory is short
     **how,               # as for `embed`
 ) -> "np.ndarray|StoredVectors": # (n, d), row i belongs to product i
     "The embeddings of a catalogue, in memory or on disk; what is missing is computed. Raises `FitmatchError` as `embed` does"
     if 4*len(catalogue)*encoder.info.dim <= in_memory_below*_memory(): return embed(catalogue, encoder, store, **how)
-    _embed_missing(catalogue, encoder, store, part, **how)
+    _compute_missing(_lacking, catalogue, encoder, store, None, **how)
     return StoredVectors(store, catalogue.products["asin"], folder)
