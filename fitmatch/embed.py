@@ -772,7 +772,7 @@ def embed(
     encoder:Encoder,     # of `load_encoder`
     store:EmbeddingStore|None=None, # where vectors are kept; None keeps them in memory only
     batch_size:int|None=None, # pictures a forward pass; default: 64, on a GPU 256; fewer where memory is short
-    shard:int=512,       # vectors a commit
+    shard:int|None=None, # vectors a commit; default: 512, or a 256th of what is missing where that is more
     progress:bool=True,  # show a progress bar
     runtime:str="auto",    # as for `fast`; the bar says what was chosen
     precision:str="auto", # as for `fast`
@@ -783,7 +783,7 @@ def embed(
     computed = _compute_missing(_to_do, catalogue, encoder, store, X, batch_size, shard, progress, runtime, precision, engine)
     return _merge_stored(catalogue, store, X, computed) if store else X
 
-def _compute_missing(to_do, catalogue, encoder, store, X, batch_size=None, shard=512, progress=True, runtime="auto", precision="auto", engine=None) -> np.ndarray:
+def _compute_missing(to_do, catalogue, encoder, store, X, batch_size=None, shard=None, progress=True, runtime="auto", precision="auto", engine=None) -> np.ndarray:
     "Computes and commits the rows that `to_do(catalogue, store)` names; X, where it is not None, gets them too"
     batches, todo = _by_ray if pick_engine(engine) == "ray" else _by_threads, to_do(catalogue, store)
     if len(todo):
@@ -796,6 +796,7 @@ def _compute_missing(to_do, catalogue, encoder, store, X, batch_size=None, shard
 def _commit(catalogue, computed, about, store, X, n, dim, shard, progress):
     "Commits vectors by the shard, in whatever order they come"
     asins, hashes, rows, vectors, done = catalogue.products["asin"].to_numpy(), _hashes(catalogue), [], [], 0
+    shard = shard or max(512, n//256)  # a commit looks at every key there is: their number must not grow with the catalogue
     with tqdm(total=n, desc=about, unit="picture", disable=not progress) as bar, closing(computed):
         for some, batch in computed:
             batch = check_vectors(batch, asins[some], dim)
