@@ -4,7 +4,7 @@
 
 PHOTOS is a folder of JPEGs. Without `--weights` ResNet-18 has random weights: the time is the same. Every way takes its turn in every round, each
 between two turns of img2vec on a part of the pictures, and the factors are medians over the rounds. On a machine that does other things besides, the
-clock flatters us: img2vec's many small steps wait for each other. Then OMP_NUM_THREADS=1 and the factor of processor time say what is certain. An engine that is not installed is left out. Prints a Markdown table."""
+clock flatters us: img2vec's many small steps wait for each other. Then OMP_NUM_THREADS=1 and the factor of processor time say what is certain. An runtime that is not installed is left out. Prints a Markdown table."""
 import argparse
 import platform
 import resource
@@ -56,9 +56,9 @@ def timed(work) -> tuple:
     return time.perf_counter() - start, time.process_time() - cpu
 
 
-def stored(catalogue, encoder, engine, precision):
+def stored(catalogue, encoder, runtime, precision):
     "Embeds into a new store"
-    with tempfile.TemporaryDirectory() as folder: return embed(catalogue, encoder, EmbeddingStore(folder, encoder), progress=False, engine=engine, precision=precision)
+    with tempfile.TemporaryDirectory() as folder: return embed(catalogue, encoder, EmbeddingStore(folder, encoder), progress=False, runtime=runtime, precision=precision)
 
 
 def fidelity(X, exact) -> float:
@@ -74,7 +74,7 @@ def growth(args, weights):
     sizes = [args.pictures//4, args.pictures//2, args.pictures]
     rounds = [[k/rate(lambda: stored(select(catalogue, np.arange(k)), encoder, "auto", "auto"), k) for k in sizes] for _ in range(args.rounds + 1)][1:]
     seconds = np.median(rounds, axis=0)
-    print(f"| {args.growth} | {built.engine} | {built.precision} | " + " | ".join(f"{s:.1f}" for s in seconds) + f" | {np.polyfit(np.log(sizes), np.log(seconds), 1)[0]:.2f} | {peak():.2f} ({before:.2f}) |")
+    print(f"| {args.growth} | {built.runtime} | {built.precision} | " + " | ".join(f"{s:.1f}" for s in seconds) + f" | {np.polyfit(np.log(sizes), np.log(seconds), 1)[0]:.2f} | {peak():.2f} ({before:.2f}) |")
 
 
 if __name__ == "__main__":
@@ -99,31 +99,31 @@ if __name__ == "__main__":
     theirs, some, ways = img2vec(weights), paths[:args.peer], []
     theirs(some[:8])
     exact = {name: stored(select(catalogue, np.arange(min(n, 200))), encoder, "torch", "float32") for name, encoder in loaded.items()}
-    for name, engine, precision in WAYS:
+    for name, runtime, precision in WAYS:
         try:
             start = time.perf_counter()
-            built = fast(loaded[name], engine, precision)
-            first = stored(select(catalogue, np.arange(min(n, 200))), loaded[name], engine, precision)
-            ways.append((name, engine, precision, built, time.perf_counter() - start, fidelity(first, exact[name])))
+            built = fast(loaded[name], runtime, precision)
+            first = stored(select(catalogue, np.arange(min(n, 200))), loaded[name], runtime, precision)
+            ways.append((name, runtime, precision, built, time.perf_counter() - start, fidelity(first, exact[name])))
         except FitmatchError as e: print(f"left out: {e}")
     flags = [flag for flag in ("avx2", "avx512_f", "avx512_bf16", "amx_bf16") if _cpu_flags().get(flag)]
     print(f"{n:,} JPEGs of {Path(args.photos).name}, {platform.machine()} with {', '.join(flags)}, {torch.get_num_threads()} threads, torch {torch.__version__}, {args.rounds} rounds\n", flush=True)
 
     rates, peers = {way[:3]: [] for way in ways}, {way[:3]: [] for way in ways}
     for _ in range(args.rounds):
-        for name, engine, precision, *_ in ways:
-            before, ours, after = timed(lambda: theirs(some)), timed(lambda: stored(catalogue, loaded[name], engine, precision)), timed(lambda: theirs(some))
-            rates[name, engine, precision].append(np.array(ours)/n)
-            peers[name, engine, precision].append((np.array(before) + np.array(after))/2/len(some))
-    print("| encoder | engine | precision | pictures/s | img2vec beside it | factor (least to most) | processor time a picture, ms | img2vec's | factor | least centred cosine to float32 |\n|---|---|---|---|---|---|---|---|---|---|")
-    for name, engine, precision, built, _, cosine in ways:
-        ours, peer = np.array(rates[name, engine, precision]), np.array(peers[name, engine, precision])
+        for name, runtime, precision, *_ in ways:
+            before, ours, after = timed(lambda: theirs(some)), timed(lambda: stored(catalogue, loaded[name], runtime, precision)), timed(lambda: theirs(some))
+            rates[name, runtime, precision].append(np.array(ours)/n)
+            peers[name, runtime, precision].append((np.array(before) + np.array(after))/2/len(some))
+    print("| encoder | runtime | precision | pictures/s | img2vec beside it | factor (least to most) | processor time a picture, ms | img2vec's | factor | least centred cosine to float32 |\n|---|---|---|---|---|---|---|---|---|---|")
+    for name, runtime, precision, built, _, cosine in ways:
+        ours, peer = np.array(rates[name, runtime, precision]), np.array(peers[name, runtime, precision])
         factor, (clock, cpu), (their_clock, their_cpu) = peer/ours, np.median(ours, axis=0), np.median(peer, axis=0)
-        chosen = f"{built.engine} (auto)" if engine == "auto" else engine
+        chosen = f"{built.runtime} (auto)" if runtime == "auto" else runtime
         print(f"| {name} | {chosen} | {built.precision} | {1/clock:.0f} | {1/their_clock:.1f} | {np.median(factor[:, 0]):.1f} ({factor[:, 0].min():.1f} to {factor[:, 0].max():.1f}) | "
               f"{cpu*1e3:.1f} | {their_cpu*1e3:.1f} | {np.median(factor[:, 1]):.1f} | {cosine:.5f} |", flush=True)
 
-    print("\n| encoder | engine | precision | " + " | ".join(f"{k} pictures, s" for k in (n//4, n//2, n)) + " | exponent | peak memory (before), GB |\n|---|---|---|---|---|---|---|---|", flush=True)
+    print("\n| encoder | runtime | precision | " + " | ".join(f"{k} pictures, s" for k in (n//4, n//2, n)) + " | exponent | peak memory (before), GB |\n|---|---|---|---|---|---|---|---|", flush=True)
     for name in loaded:
         command = [sys.executable, __file__, str(args.photos), "--pictures", str(n), "--weights", str(weights), "--rounds", str(args.rounds), "--growth", name]
         subprocess.run(command, check=True)  # memory is of a process, so each has its own

@@ -27,7 +27,7 @@ from PIL import Image
 from sklearn.base import clone
 
 from . import __version__
-from .catalogue import Catalogue, FitmatchError, escape_formula, load_catalogue
+from .catalogue import Catalogue, FitmatchError, escape_formula, is_there, load_catalogue, workspace_path
 from .embed import EmbeddingStore, embed, encode_images
 from .encoders import Encoder, load_encoder
 from .evaluate import known_part, matching_task
@@ -62,8 +62,8 @@ def workspace_encoder(
     notes:dict,     # its `run.json`
 ) -> Encoder:
     "The encoder a workspace was made with. Raises `FitmatchError` when its weights have changed"
-    kept = Path(workspace)/"models"/"encoder.safetensors"
-    encoder = load_encoder(notes["encoder"], weights=kept if kept.is_file() else None)
+    kept = workspace_path(workspace)/"models"/"encoder.safetensors"
+    encoder = load_encoder(notes["encoder"], weights=kept if is_there(kept) else None)
     if encoder.weights_sha256 != notes["weights_sha256"]:
         raise FitmatchError(f"{workspace} was made with {notes['encoder']} of weights {notes['weights_sha256'][:12]}; here are weights {encoder.weights_sha256[:12]}: run it again into another folder")
     return encoder
@@ -72,9 +72,9 @@ def check_workspace(
     workspace:str|Path, # a folder
 ) -> Path:
     "The folder, when `fitmatch run` has finished there. Raises `FitmatchError` when it has not"
-    load_catalogue(workspace)
+    load_catalogue(workspace := workspace_path(workspace))
     if not read_notes(workspace): raise FitmatchError(f"{workspace} has no run.json: its run was not finished; run it again with 'fitmatch run SOURCE --out {workspace}'")
-    return Path(workspace)
+    return workspace
 
 # %% ../nbs/11a_cards.ipynb #2d648cf4
 def _workspace_shop(workspace:Path) -> Shop:
@@ -95,7 +95,7 @@ def _with_matchers(shop:Shop, threshold:float=.5, why:str="", learned:Path|None=
     if not shop.catalogue.n_edges(): return replace(shop, note=why or "matching is left out: the source has no also_buy, so nobody has said what goes with what")
     k, info = min(5, len(shop.catalogue)), shop.encoder.info
     matchers = {"also-buy rule": AlsoBuyMatcher(n_neighbors=k, threshold=threshold).fit(shop.X, shop.catalogue)}
-    if learned is not None and learned.with_suffix(".safetensors").is_file():
+    if learned is not None and is_there(learned.with_suffix(".safetensors")):
         matchers["learned"] = Compatibility.load(learned, encoder=info.name, weights_sha256=shop.encoder.weights_sha256).index(shop.X, shop.catalogue)
     return replace(shop, matchers=matchers)
 
@@ -118,7 +118,7 @@ def open_shop(
     n_products:int=1200,          # of the drawn wardrobe
 ) -> Shop:
     "A workspace, or the drawn wardrobe, ready for a demo. Raises `FitmatchError` for a folder that is no finished workspace"
-    if workspace is not None: return _workspace_shop(Path(workspace))
+    if workspace is not None: return _workspace_shop(workspace_path(workspace))
     catalogue, encoder = check_images(draw_wardrobe(n_products), progress=False), load_encoder("fitmatch-cnn")
     code = "shop = open_shop()" if n_products == 1200 else f"shop = open_shop(n_products={n_products})"
     X = embed(catalogue, encoder, progress=False)
@@ -227,7 +227,7 @@ def best_matcher(
     return "learned" if "learned" in shop.matchers else next(iter(shop.matchers), None)
 
 def product_name(
-    asin:str,
+    asin:str, # its key, perhaps a path
     title=None,  # may be missing
     most:int=60, # characters of the title
 ) -> str:

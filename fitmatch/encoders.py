@@ -6,7 +6,7 @@
 __all__ = ['NETWORKS', 'PATIENCE', 'BUNDLED', 'pick_device', 'FashionCNN', 'network_table', 'FashionNet', 'read_weights',
            'file_sha256', 'state_sha256', 'EncoderInfo', 'Encoder', 'strip_head', 'guess_encoder', 'load_maps',
            'provided_weights', 'save_encoder', 'ProductEncoder', 'list_encoders', 'encoder_info', 'encoder_table',
-           'load_encoder']
+           'cached_copy', 'load_encoder']
 
 # %% ../nbs/04_encoders.ipynb #ffcb1790
 import difflib
@@ -37,7 +37,8 @@ from torch import nn
 from torchvision.models import get_model, get_model_weights, list_models
 
 import fitmatch
-from .catalogue import FitmatchError, writing
+from .catalogue import Files, FitmatchError, disk_errors_explained, is_remote, workspace_path, writing
+from .wardrobe import cache_folder
 
 # %% ../nbs/04_encoders.ipynb #077b783e
 def pick_device(
@@ -114,7 +115,7 @@ class _Residual(nn.Module):
 class FashionNet(nn.Module):
     "A small residual network with the same interface as `FashionCNN`"
     dim = 256
-    def __init__(self, widths=(32, 64, 128, 256), mid=96, repeats=(1, 1, 2)):
+    def __init__(self, widths=(32, 64, 128, 256), mid=96, repeats=(1, 1, 2)): # channels of the four steps, of the bottleneck, and residual blocks after the second, third and fourth
         super().__init__()
         a, b, c, d = widths
         def down(i, o): return [nn.Conv2d(i, o, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(o), nn.ReLU(inplace=True)]
@@ -141,11 +142,11 @@ def read_weights(
     except (SafetensorError, ValueError, OSError) as e:
         raise FitmatchError(f"{path} is not a sound safetensors file ({str(e).splitlines()[0][:80]}): download or copy it again") from e
 
-def file_sha256(path:str|Path) -> str:
+def file_sha256(path:str|Path) -> str: # -> 64 hexadecimal digits
     "The checksum that names a weights file"
     with open(path, "rb") as f: return hashlib.file_digest(f, "sha256").hexdigest()
 
-def state_sha256(state:dict) -> str:
+def state_sha256(state:dict) -> str: # name -> tensor; gives 64 hexadecimal digits
     "The checksum of tensors, whatever file they came in"
     digest = hashlib.sha256()
     for name in sorted(state):
@@ -171,13 +172,13 @@ class EncoderInfo:
 
 class Encoder:
     "A network with its preprocessing: pictures in, float32 vectors out"
-    engine, precision = "torch", "float32" # how it computes; [embed](05_embed.ipynb) makes quicker ones
+    runtime, precision = "torch", "float32" # how it computes; [embed](05_embed.ipynb) makes quicker ones
     def __init__(self,
         info:EncoderInfo,
         network:nn.Module, # (n, 3, h, w) float tensor -> (n, dim)
         preprocess,        # PIL picture -> (3, h, w) float32 tensor
         weights_sha256:str, # says which weights these are
-        device:str|torch.device|None=None,
+        device:str|torch.device|None=None, # as for `pick_device`
     ):
         self.info, self.preprocess, self.weights_sha256, self.device = info, preprocess, weights_sha256, pick_device(device)
         self.network = network.eval().requires_grad_(False).to(self.device, memory_format=torch.channels_last)
@@ -447,11 +448,11 @@ def save_encoder(
 ) -> Path:
     "The file with the network's weights, its name and its input size"
     state = {k: (v.half() if half and v.is_floating_point() else v).cpu().contiguous() for k, v in network.state_dict().items()}
-    with writing(Path(path)) as partial:
+    with writing(workspace_path(path)) as partial:
         notes = json.dumps({"network": type(network).__name__, "input_size": input_size})
         save_file(state, partial, metadata={"fitmatch": notes})  # one key: several would be written in any order, and the file's checksum with them
         partial.chmod(0o644)  # safetensors makes it readable for its owner only
-    return Path(path)
+    return workspace_path(path)
 
 # %% ../nbs/04_encoders.ipynb #2ea0aacb
 def _own_network(path:Path) -> tuple: # (network, input size)
@@ -491,7 +492,7 @@ class ProductEncoder(Encoder):
     def __call__(self, products) -> np.ndarray: # a Catalogue or its table -> (n, dim) float32
         return self.titles.transform(getattr(products, "products", products))
     def encode_text(self, texts) -> np.ndarray: return self.titles.encode_text(texts) # strings -> (n, dim) float32
-    def preprocess(self, image): raise FitmatchError("'titles' reads the words of products and sees no picture: type encoder(catalogue.products)")
+    def preprocess(self, image): raise FitmatchError("'titles' reads the words of products and sees no picture: type encoder(catalogue.products)") # refused: there is no picture to prepare
     encode = preprocess
 
 _TITLES_INFO = EncoderInfo("titles", 128, 0, 0, "Apache-2.0", 0, "fitted on your catalogue", "no picture: TF-IDF and SVD over title, category and colour",
@@ -544,7 +545,7 @@ def _unknown(
     return FitmatchError(f"unknown encoder {name!r}" + (f"; did you mean {' or '.join(near)}?" if near else ";") +
                          f" fitmatch.encoders.list_encoders({pattern}) lists all")
 
-def encoder_info(name:str) -> EncoderInfo:
+def encoder_info(name:str) -> EncoderInfo: # one of `list_encoders`
     "What an encoder is, without loading its weights"
     return _entry(name)[1](name)
 
@@ -555,10 +556,23 @@ def encoder_table(
     return pd.DataFrame([asdict(encoder_info(name)) for name in list_encoders(pattern)]).set_index("name")
 
 # %% ../nbs/04_encoders.ipynb #f7512335
+def cached_copy(
+    path, # of `workspace_path`
+) -> Path: # on this machine
+    "An object's copy in the cache, under the name that its content has in the store; a file on a disk is its own"
+    if not is_remote(path): return path
+    about = Files(path.parent).about(path.name)
+    if about is None: raise FitmatchError(f"no weights file {path}: give the path of a .safetensors file")
+    copy = cache_folder()/"store"/re.sub("[^0-9A-Za-z-]", "", str(about.get("ETag") or about["size"]))/path.name
+    if not copy.is_file():
+        with writing(copy) as partial, disk_errors_explained(path, "read"): path.fs.get_file(path.path, str(partial))
+    return copy
+
 def load_encoder(
     name:str="fitmatch-cnn", # one of `list_encoders()`, or "timm:…", "open_clip:…"
-    weights:str|Path|None=None, # a local .safetensors file; default: the bundled file, or a download
+    weights:str|Path|None=None, # a .safetensors file, on a disk or in a bucket; default: the bundled file, or a download
     device:str|torch.device|None=None, # see `pick_device`
 ) -> Encoder:
     "An encoder, ready to use. Raises `FitmatchError` for an unknown name and for weights that are missing or do not fit"
+    if weights is not None and is_remote(found := workspace_path(weights)): weights = cached_copy(found)
     return _entry(name)[0](name, weights, pick_device(device))

@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'MAX_PIXELS', 'MIN_SIDE', 'BLANK_LEVELS', 'PLACEHOLDER_PICTURES', 'PLACEHOLDER_NAMES', 'AMAZON_HOSTS',
-           'HTTPS_TWINS', 'MAX_ADDRESSES', 'STATUS', 'ImageRefused', 'open_image', 'is_placeholder_url', 'thumbnail',
-           'data_uri', 'map_ahead', 'check_images', 'picture_urls', 'download_status', 'download_report', 'download']
+           'HTTPS_TWINS', 'MAX_ADDRESSES', 'STATUS', 'COMMIT_ROWS', 'COMMIT_SECONDS', 'ImageRefused', 'open_image',
+           'is_placeholder_url', 'thumbnail', 'data_uri', 'map_ahead', 'check_images', 'picture_urls',
+           'download_status', 'download_report', 'download']
 
 # %% ../nbs/03_images.ipynb #f1bb7a99
 import base64
 import hashlib
 import io
+import json
 import os
 import re
 import sqlite3
@@ -20,15 +22,20 @@ from collections import Counter
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, as_completed, wait
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import timedelta
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from urllib.parse import unquote
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from PIL import Image, ImageOps
 from tqdm.auto import tqdm
 
-from .catalogue import Catalogue, FitmatchError, connected_groups, disk_errors_explained, group_names, load_catalogue, refuse, save_catalogue, writing
+from .catalogue import Catalogue, Files, FitmatchError, connected_groups, disk_errors_explained, group_names, is_remote, lance_options, load_catalogue, read_bytes, refuse, save_catalogue, workspace_path, writing
+from .engine import Stage, pick_engine, start_ray, stream
 from .web import Web, WebRefused, retrying
 
 # %% ../nbs/03_images.ipynb #02751326
@@ -38,7 +45,7 @@ MIN_SIDE = 8
 
 class ImageRefused(FitmatchError):
     "A picture that was not opened; `reason` is a short code for counting"
-    def __init__(self, reason:str, detail:str=""):
+    def __init__(self, reason:str, detail:str=""): # a short code for counting; detail: what people read
         self.reason, self.detail = reason, detail
         super().__init__(f"{reason}: {detail}" if detail else reason)
 
@@ -69,7 +76,7 @@ def _is_blank(
 def _read_bytes(source) -> bytes:
     "The file's bytes; a missing or unreadable file is an `ImageRefused`"
     if isinstance(source, bytes): return source
-    try: return Path(source).read_bytes()
+    try: return read_bytes(source)
     except (OSError, ValueError) as e: raise ImageRefused("no picture", f"{source} cannot be read ({getattr(e, 'strerror', None) or e})") from e
 
 def _decode(
@@ -142,14 +149,15 @@ def data_uri(
 def map_ahead(
     function, # called on each item in a thread
     items,    # any iterable
-    threads:int|None=None, # default: the machine's cores, 2 to 16
+    threads:int|None=None, # default: the machine's cores, 2 to 16; 16 where the items lie in a store, which is waited for
     ahead:int=64, # results kept waiting at most
 ): # generator of results in order
     "Results of `function` over `items`, in order, computed a little ahead in threads"
-    threads = threads or min(16, max(2, os.cpu_count() or 2))
+    first = list(islice(items := iter(items), 1))
+    threads = threads or (16 if first and hasattr(first[0], "fs") else min(16, max(2, os.cpu_count() or 2)))
     with ThreadPoolExecutor(threads) as pool:
         waiting = []
-        for item in items:
+        for item in chain(first, items):
             waiting.append(pool.submit(function, item))
             if len(waiting) >= ahead: yield waiting.pop(0).result()
         for future in waiting: yield future.result()
@@ -176,18 +184,35 @@ def _grouped(
     numbers = connected_groups([b for b, _ in prints], [p for _, p in prints], own)
     return products.assign(image_sha256=[b for b, _ in prints], group=group_names(numbers))
 
+# %% ../nbs/03_images.ipynb #03e00002
+def _look(rows): # "row" and "place" -> "row", "sha256", "pixels", "reason", "detail"
+    "`_fingerprint` of some pictures"
+    found = [(None, None, f.reason, f.detail) if isinstance(f, ImageRefused) else (*f, None, None) for f in map_ahead(_fingerprint, [*map(workspace_path, rows["place"])], threads=None if "://" in rows["place"][0] else 2)]
+    return {"row": rows["row"], **{name: np.array(values, dtype=object) for name, values in zip(("sha256", "pixels", "reason", "detail"), zip(*found))}}
+
+def _looked_at_by_ray(work): # generator of what `_fingerprint` gives, in the order of `work`
+    "Looks at pictures on a cluster"
+    work, cluster = list(work), start_ray()
+    rows = [i for i, item in enumerate(work) if item is not None and not isinstance(item, ImageRefused)]
+    pieces = [pa.table({"row": some, "place": [str(work[i]) for i in some]}) for some in (rows[s:s + 256] for s in range(0, len(rows), 256))]
+    found = ((int(row), ImageRefused(reason, detail) if reason else (sha256, pixels)) for piece in stream(pieces, [Stage(_look)], cluster, ordered=True)
+             for row, sha256, pixels, reason, detail in zip(*(piece[c] for c in ("row", "sha256", "pixels", "reason", "detail")))) if pieces else iter(())
+    return ((None, None) if item is None else item if isinstance(item, ImageRefused) else next(found)[1] for item in work)
+
 # %% ../nbs/03_images.ipynb #d56cb530
 def check_images(
     catalogue:Catalogue, # a clean catalogue
     progress:bool=True,  # show a progress bar
     keep_missing:bool=False, # keep products whose picture is not on disk yet
+    engine:str|None=None, # "local" or "ray"; default: FITMATCH_ENGINE, else local
 ) -> Catalogue: # broken pictures in the quarantine; columns `image_sha256` and `group` filled
     "Opens each picture once; the broken ones are refused, and the same ones are grouped"
     products, refused, prints = catalogue.products, {}, []
     paths = [catalogue.image_path(i) for i in range(len(products))]
     missing = lambda urls: ImageRefused("no picture", "not downloaded yet: type 'fitmatch download WORKSPACE'" if len(urls) else "neither a file nor an address")
     work = (path if path is not None else None if keep_missing else missing(urls) for path, urls in zip(paths, products["imageURLHighRes"]))
-    bar = tqdm(map_ahead(_fingerprint, work), total=len(products), desc="pictures", unit="picture", disable=not progress)
+    look = _looked_at_by_ray if pick_engine(engine) == "ray" else partial(map_ahead, _fingerprint)
+    bar = tqdm(look(work), total=len(products), desc="pictures", unit="picture", disable=not progress)
     for asin, result in zip(products["asin"], bar):
         if isinstance(result, ImageRefused): refused[asin] = (result.reason, result.detail.replace(str(catalogue.root), "").lstrip("/\\"))
         else: prints.append(result)
@@ -218,12 +243,12 @@ _OWN_NAME = re.compile(r"images/([0-9a-f]{2})/\1[0-9a-f]{62}\.(?:jpg|png|webp|gi
 def _is_kept(
     file:str,  # below the workspace; a stranger may have written it
     size:int,  # bytes
-    root:Path, # the workspace
+    files:Files|Path, # of the workspace; or the workspace
 ) -> bool: # False as well for names that are not ours
-    "Whether a picture that we fetched is on disk, whole"
+    "Whether a picture that we fetched is there, whole"
     if not isinstance(file, str) or not _OWN_NAME.fullmatch(file): return False
-    try: return os.stat(root/file).st_size == size
-    except OSError: return False
+    found = (files if isinstance(files, Files) else Files(files)).size(file)
+    return found is not None and found == size
 
 # %% ../nbs/03_images.ipynb #5a1f0d26
 _SUFFIX_OF = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "GIF": ".gif", "BMP": ".bmp"}
@@ -241,7 +266,7 @@ def _keep_picture(
     sha256 = hashlib.sha256(data).hexdigest()
     file = f"images/{sha256[:2]}/{sha256}{suffix}"
     with _KEEPING[int(sha256[:2], 16)]:
-        if not _is_kept(file, len(data), root):
+        if is_remote(root) or not _is_kept(file, len(data), root):
             with writing(root/file) as partial: partial.write_bytes(data)
     return dict(file=file, bytes=len(data), sha256=sha256)
 
@@ -250,40 +275,112 @@ STATUS = ("asin", "url", "reason", "file", "bytes", "sha256", "tries", "when")
 _SCHEMA = """create table if not exists downloads (asin text primary key, url text, reason text not null, file text, bytes integer, sha256 text,
     tries integer, "when" text, temporary integer not null)"""
 
+def _as_row(asin, outcome) -> dict:
+    "What is noted of one product"
+    return {**dict.fromkeys(STATUS), "temporary": False, **outcome, "asin": asin, "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+
+class _SqliteDownloads:
+    "What has been downloaded into a folder"
+    def __init__(self, path:Path):
+        self.path = path
+        with disk_errors_explained(path): path.parent.mkdir(parents=True, exist_ok=True)
+        self.db = sqlite3.connect(path, timeout=60, isolation_level="IMMEDIATE")  # a second download waits here for its turn
+        try:
+            for setting in ("trusted_schema=off", "synchronous=normal"): self.db.execute(f"pragma {setting}")
+            self.db.execute(_SCHEMA)
+        except BaseException: self.db.close(); raise
+    def note(self, outcomes): # pairs (asin, outcome)
+        for asin, outcome in outcomes:
+            row = _as_row(asin, outcome)
+            names = ", ".join(f'"{name}"' for name in row)
+            self.db.execute(f"insert or replace into downloads ({names}) values ({', '.join('?'*len(row))})", list(row.values()))
+    def rows(self) -> list: # tuples of `STATUS` and temporary, by asin
+        return self.db.execute(f"""select {', '.join(f'"{name}"' for name in STATUS)}, temporary from downloads order by asin""").fetchall()
+    def commit(self): self.db.commit()
+    def close(self): self.db.close()
+
+
+# %% ../nbs/03_images.ipynb #5c3e0201
+@contextmanager
+def _table_errors_explained(path, doing:str="write"):
+    "Turns what SQLite and Lance say about a table into a `FitmatchError`"
+    try:
+        with disk_errors_explained(path, doing): yield
+    except (sqlite3.Error, pa.ArrowException, ValueError, RuntimeError, OSError) as e:
+        raise FitmatchError(f"{path} cannot be used ({' '.join(str(e).split())[:200]}): wait until no other 'fitmatch download' runs and the disk has space; "
+                            "if it is damaged remove it and type 'fitmatch download WORKSPACE' again") from e
+
+COMMIT_ROWS, COMMIT_SECONDS = 512, 10. # notes in a bucket are committed when there are so many, or the last commit is so long ago
+
+class _LanceDownloads:
+    "The same for a bucket"
+    def __init__(self, path): # …/downloads.lance
+        import lancedb
+        self.path, self.waiting, self.last = path, {}, time.monotonic()
+        with _table_errors_explained(path): self.db = lancedb.connect(str(path.parent), storage_options=lance_options(path))
+        self.table = self._open()
+    def _open(self):
+        with _table_errors_explained(self.path):
+            try: return self.db.open_table("downloads")
+            except ValueError as e:
+                if "not found" not in str(e): raise
+    def note(self, outcomes): self.waiting.update((asin, _as_row(asin, outcome)) for asin, outcome in outcomes)
+    def rows(self) -> list:
+        if self.table is None: return []
+        with _table_errors_explained(self.path, "read"):
+            self.table.checkout_latest()
+            found = self.table.to_arrow().select([*STATUS, "temporary"]).sort_by([("asin", "ascending"), ("when", "ascending")]).to_pylist()
+        return [tuple(row.values()) for row in {row["asin"]: row for row in found}.values()]  # two downloads at a time may leave two rows: the later one counts
+    def commit(self, at_once:bool=False):
+        if not self.waiting or not (at_once or len(self.waiting) >= COMMIT_ROWS or time.monotonic() > self.last + COMMIT_SECONDS): return
+        rows = pa.Table.from_pylist(list(self.waiting.values()), schema=_LANCE_SCHEMA)
+        with _table_errors_explained(self.path):
+            if self.table is None: self.table = self.db.create_table("downloads", schema=_LANCE_SCHEMA, exist_ok=True)
+            self.table.merge_insert("asin").when_matched_update_all().when_not_matched_insert_all().execute(rows)
+        self.waiting, self.last = {}, time.monotonic()
+    def close(self):
+        self.commit(at_once=True)
+        if self.table is None or self.table.stats()["fragment_stats"]["num_fragments"] <= 16: return
+        try: self.table.optimize(cleanup_older_than=timedelta(hours=1))
+        except Exception: pass  # another download writes just now: it will do
+
+_LANCE_SCHEMA = pa.schema([(name, pa.int64() if name in ("bytes", "tries") else pa.string()) for name in STATUS] + [("temporary", pa.bool_())])
+
+# %% ../nbs/03_images.ipynb #5c3e0202
 @contextmanager
 def _downloads(
     workspace:Path,
-): # an open sqlite3 connection
+): # a `_SqliteDownloads` or `_LanceDownloads`
     "The table of what has been downloaded"
-    path, db = Path(workspace)/"downloads.sqlite", None
-    with disk_errors_explained(path): path.parent.mkdir(parents=True, exist_ok=True)
+    workspace = workspace_path(workspace)
+    if is_remote(workspace):
+        table = _LanceDownloads(workspace/"downloads.lance")
+        try: yield table
+        finally: table.close()                                           # what was noted is kept, whatever happened
+        return
+    path, table = workspace/"downloads.sqlite", None
     try:
-        db = sqlite3.connect(path, timeout=60, isolation_level="IMMEDIATE")  # a second download waits here for its turn
-        for setting in ("trusted_schema=off", "synchronous=normal"): db.execute(f"pragma {setting}")
-        db.execute(_SCHEMA)
-        yield db
-        db.commit()
+        table = _SqliteDownloads(path)
+        yield table
+        table.commit()
     except sqlite3.Error as e:
-        raise FitmatchError(f"{path} cannot be used ({e}): wait until no other 'fitmatch download' runs and the disk has space; "
-                            "if it is damaged remove it and type 'fitmatch download WORKSPACE' again") from e
+        with _table_errors_explained(path): raise e
     finally:
-        if db is not None: db.close()
+        if table is not None: table.close()
 
 # %% ../nbs/03_images.ipynb #5a1f0d28
-def _record(db, asin, outcome):
+def _record(downloads, asin, outcome):
     "Notes what came of one product"
-    row = {**dict.fromkeys(STATUS), "temporary": False, **outcome, "asin": asin, "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
-    names = ", ".join(f'"{name}"' for name in row)
-    db.execute(f"insert or replace into downloads ({names}) values ({', '.join('?'*len(row))})", list(row.values()))
+    downloads.note([(asin, outcome)])
 
 # %% ../nbs/03_images.ipynb #5a1f0d10
 def download_status(
-    workspace:Path, # a folder where `download` has worked
+    workspace:Path|None=None, # where `download` has worked; as for `workspace_path`
 ) -> pd.DataFrame: # columns `STATUS` and `temporary`, one row a product; reason is "ok" where there is a picture
     "What came of each product's picture"
-    if not (Path(workspace)/"downloads.sqlite").is_file(): return pd.DataFrame(columns=[*STATUS, "temporary"])
-    with _downloads(workspace) as db:
-        rows = db.execute(f"""select {', '.join(f'"{name}"' for name in STATUS)}, temporary from downloads order by asin""").fetchall()
+    workspace = workspace_path(workspace)
+    if not is_remote(workspace) and not (workspace/"downloads.sqlite").is_file(): return pd.DataFrame(columns=[*STATUS, "temporary"])
+    with _downloads(workspace) as downloads: rows = downloads.rows()
     table = pd.DataFrame(rows, columns=[*STATUS, "temporary"], dtype=object)
     return table.assign(temporary=table["temporary"].astype(bool))
 
@@ -355,9 +452,9 @@ def _fetch_product(
     return asin, {**best, "tries": sum(o["tries"] for o in outcomes)}
 
 # %% ../nbs/03_images.ipynb #5a1f0d16
-def _has_picture(catalogue) -> list: # one boolean a product
-    "Whether the picture that the catalogue names is on disk"
-    return [isinstance(image, str) and image != "" and (catalogue.root/image).is_file() for image in catalogue.products["image"]]
+def _has_picture(catalogue, files:Files) -> list: # one boolean a product
+    "Whether the picture that the catalogue names is there"
+    return [isinstance(image, str) and image != "" and files.size(image) is not None for image in catalogue.products["image"]]
 
 _NOT_FINAL = ("ok", *_BY_SETTINGS)  # the file is gone; the settings may have changed
 
@@ -368,11 +465,11 @@ def _plan(
     again:bool,  # ask also where the answer was final
 ) -> list: # [(asin, urls)] to be asked
     "What is missing"
-    jobs = []
-    for asin, urls, has in zip(catalogue.products["asin"], catalogue.products["imageURLHighRes"], _has_picture(catalogue)):
+    jobs, files = [], Files(catalogue.root)
+    for asin, urls, has in zip(catalogue.products["asin"], catalogue.products["imageURLHighRes"], _has_picture(catalogue, files)):
         if has: continue
         row, urls = known.get(asin), picture_urls(urls, http)
-        if row and row["reason"] == "ok" and _is_kept(row["file"], row["bytes"], catalogue.root): continue
+        if row and row["reason"] == "ok" and _is_kept(row["file"], row["bytes"], files): continue
         if again or not row or row["reason"] in _NOT_FINAL or row["temporary"] or (row["url"] not in urls and urls): jobs.append((asin, urls))
     return jobs
 
@@ -414,6 +511,62 @@ def _fetch_all(
             if not outcome["temporary"]: _record(db, asin, outcome)
         db.commit()
 
+# %% ../nbs/03_images.ipynb #03e00007
+def _fetch_by_threads(jobs, db, threads, progress, web, make_web, root, retries, done): # as for `_fetch_by_ray`; `web` is left open unless broken off
+    "Asks for all jobs from this machine"
+    client, stop = web or make_web(), threading.Event()
+    fetch = _AskedOnce(lambda url: _fetch_picture(client, url, root, retries, stop), jobs, done)
+    def give_up(): stop.set(); client.close()
+    try: _fetch_all(lambda asin, urls: _fetch_product(fetch, asin, urls), jobs, db, threads, progress, give_up)
+    finally:
+        if web is None: client.close()
+
+# %% ../nbs/03_images.ipynb #03e00004
+class _Downloader:
+    "Products in, what came of their addresses out; made once a worker, with a client of its own"
+    def __init__(self, make_web, root:str, retries:int, threads:int):
+        self.web, self.root, self.retries, self.pool = make_web(), workspace_path(root), retries, ThreadPoolExecutor(threads)
+
+    def __call__(self, rows): # "asin", "job": its addresses and what is known of them, as JSON -> "asin", "answer": its outcome and those of its addresses, as JSON
+        jobs, never, asked = [(asin, *json.loads(job)) for asin, job in zip(rows["asin"], rows["job"])], threading.Event(), {}
+        def ask(url): asked[url] = _fetch_picture(self.web, url, self.root, self.retries, never); return asked[url]
+        fetch = _AskedOnce(ask, [job[:2] for job in jobs], {url: o for *_, known in jobs for url, o in known.items()})
+        addresses = {asin: urls for asin, urls, _ in jobs}
+        for future in as_completed([self.pool.submit(_fetch_product, fetch, asin, urls) for asin, urls, _ in jobs]):
+            asin, outcome = future.result()
+            answer = json.dumps((outcome, {url: asked[url] for url in addresses[asin] if url in asked}))
+            yield {"asin": np.array([asin], dtype=object), "answer": np.array([answer], dtype=object)}
+
+def _waves(jobs:list, done:dict) -> tuple: # two lists of jobs
+    "Those that ask for addresses nobody has asked for, and those that had better wait for the answer"
+    asked, first, later = set(done), [], []
+    for job in jobs:
+        (later if asked.intersection(job[1]) else first).append(job)
+        asked.update(job[1])
+    return first, later
+
+# %% ../nbs/03_images.ipynb #03e00006
+def _fetch_by_ray(
+    jobs:list, db, threads:int, progress:bool, # as for `_fetch_all`
+    make_web,      # gives the client of a worker
+    root, retries:int, done:dict, # as for `_fetch_picture` and `_AskedOnce`
+):
+    "Asks for all jobs on a cluster and notes what came of them"
+    cluster, done = start_ray(), dict(done)
+    stage = Stage(_Downloader, 4*threads, (make_web, str(root), retries, threads))
+    with tqdm(total=len(jobs), desc=f"download (ray: {cluster.nodes} machine{'s'[:cluster.nodes > 1]})", unit="picture", disable=not progress) as bar:
+        first, later = _waves(jobs, done)
+        shared = {url for _, urls in later for url in urls}
+        for wave in (first, later):
+            job = [json.dumps((urls, {url: done[url] for url in urls if url in done})) for _, urls in wave]
+            pieces = [pa.table({"asin": [asin for asin, _ in wave[s:s + 4*threads]], "job": job[s:s + 4*threads]}) for s in range(0, len(wave), 4*threads)]
+            for piece in stream(pieces, [stage], cluster) if pieces else ():
+                for asin, (outcome, asked) in zip(piece["asin"], map(json.loads, piece["answer"])):
+                    _record(db, asin, outcome)
+                    done.update((url, o) for url, o in asked.items() if url in shared)
+                db.commit()
+                bar.update(len(piece["asin"]))
+
 # %% ../nbs/03_images.ipynb #5a1f0d24
 def _status_of(catalogue) -> pd.DataFrame:
     "`download_status` of a catalogue's products, in its order"
@@ -422,12 +575,14 @@ def _status_of(catalogue) -> pd.DataFrame:
 
 def _with_pictures(catalogue, status) -> Catalogue:
     "The catalogue with the names of the pictures that are there now, saved"
-    files = {asin: file for asin, file, size in status[["asin", "file", "bytes"]].itertuples(index=False) if _is_kept(file, size, catalogue.root)}
-    images = [image if has else files.get(asin) for asin, image, has in zip(catalogue.products["asin"], catalogue.products["image"], _has_picture(catalogue))]
+    there = Files(catalogue.root)
+    files = {asin: file for asin, file, size in status[["asin", "file", "bytes"]].itertuples(index=False) if _is_kept(file, size, there)}
+    images = [image if has else files.get(asin) for asin, image, has in zip(catalogue.products["asin"], catalogue.products["image"], _has_picture(catalogue, there))]
     return save_catalogue(replace(catalogue, products=catalogue.products.assign(image=pd.Series(images, dtype=object))), catalogue.root)
 
 def _sweep(root):
     "Removes what runs that were killed left half-written, an hour ago or more"
+    if is_remote(root): return  # an object is never half-written
     for partial in (root/"images").glob("??/.*.partial"):
         try:
             if time.time() - partial.stat().st_mtime > 3600: partial.unlink()
@@ -435,7 +590,7 @@ def _sweep(root):
 
 # %% ../nbs/03_images.ipynb #5a1f0d25
 def download(
-    workspace:Path|Catalogue, # a folder of `save_catalogue`, or a catalogue whose root is the workspace
+    workspace:Path|Catalogue|None=None, # of `save_catalogue`, as for `workspace_path`; or a catalogue whose root is the workspace
     hosts:tuple=AMAZON_HOSTS, # where pictures may come from, with subdomains; None: from any public address
     http:bool=False,     # ask http:// addresses as they are; else Amazon's old ones are asked as https:// and others refused
     threads:int=16,      # requests at a time
@@ -444,20 +599,18 @@ def download(
     retries:int=3,       # where a refusal is temporary
     again:bool=False,    # ask again also where the answer was final
     progress:bool=True,  # show a progress bar with the time left
-    web:Web|None=None,   # the client to use; default: one with the settings above. Closed when the download is broken off
+    web=None,            # the client to use; default: a `Web` with the settings above. Closed when the download is broken off. For a cluster a function that makes one
+    engine:str|None=None, # "local" or "ray"; default: FITMATCH_ENGINE, else local
 ) -> tuple: # (Catalogue with `image` filled where there is a picture, status table: columns `STATUS` and temporary)
     "Fetches the pictures that a workspace has not got yet; call it again to go on where it was broken off"
     catalogue = workspace if isinstance(workspace, Catalogue) else load_catalogue(workspace)
     root, known = catalogue.root, {row["asin"]: row for row in download_status(catalogue.root).to_dict("records")}
-    jobs = _plan(catalogue, known, http, again)
-    done = {row["url"]: row for row in known.values() if row["reason"] == "ok" and _is_kept(row["file"], row["bytes"], root)}
-    client, stop = web or Web(hosts, http=http, deadline=deadline, per_host=per_host), threading.Event()
-    fetch = _AskedOnce(lambda url: _fetch_picture(client, url, root, retries, stop), jobs, done)
-    def give_up(): stop.set(); client.close()
+    jobs, files = _plan(catalogue, known, http, again), Files(root)
+    done = {row["url"]: row for row in known.values() if row["reason"] == "ok" and _is_kept(row["file"], row["bytes"], files)}
+    make_web = partial(Web, hosts, http=http, deadline=deadline, per_host=per_host)
     _sweep(root)
-    try:
-        with _downloads(root) as db: _fetch_all(lambda asin, urls: _fetch_product(fetch, asin, urls), jobs, db, threads, progress, give_up)
-    finally:
-        if web is None: client.close()
+    with _downloads(root) as db:
+        if pick_engine(engine) == "ray": _fetch_by_ray(jobs, db, threads, progress, web or make_web, root, retries, done)
+        else: _fetch_by_threads(jobs, db, threads, progress, web, make_web, root, retries, done)
     status = _status_of(catalogue)
     return _with_pictures(catalogue, status), status

@@ -22,7 +22,7 @@ import pyarrow as pa
 from . import __version__
 from .benchmarks import compatibility_scorer
 from .cards import workspace_encoder
-from .catalogue import Catalogue, FitmatchError, load_catalogue, place_file, save_catalogue, select, write_table
+from .catalogue import Catalogue, FitmatchError, address, is_remote, is_there, load_catalogue, place_file, save_catalogue, select, workspace_path, write_table
 from .classify import CategoryClassifier, accuracy_interval, judge, split_for_training
 from .compare import panel_tables
 from .embed import EmbeddingStore, embed, encode_images
@@ -58,16 +58,16 @@ def claim_workspace(
     encoder:Encoder, # what embeds it
 ) -> Path:
     "The workspace, made if need be. Raises `FitmatchError` when it belongs to another run or lies inside the source"
-    workspace = Path(workspace)
-    if workspace.exists() and not workspace.is_dir(): raise FitmatchError(f"{workspace} is a file: give a folder to --out")
-    if Path(source).is_dir() and Path(source).resolve() in [workspace.resolve(), *workspace.resolve().parents] and not (Path(source)/"run.json").is_file():
+    workspace = workspace_path(workspace)
+    if not is_remote(workspace) and workspace.exists() and not workspace.is_dir(): raise FitmatchError(f"{workspace} is a file: give a folder to --out")
+    if not is_remote(workspace) and Path(source).is_dir() and Path(source).resolve() in [workspace.resolve(), *workspace.resolve().parents] and not (Path(source)/"run.json").is_file():
         raise FitmatchError(f"{workspace} lies inside the source {source}, where its pictures would be read again: give another folder to --out")
     notes = read_notes(workspace)
     before = (notes.get("encoder"), notes.get("weights_sha256"))
     if notes and before != (encoder.info.name, encoder.weights_sha256):
         raise FitmatchError(f"{workspace} was made with encoder {before[0]} (weights {str(before[1])[:12]}), not {encoder.info.name} "
                             f"(weights {encoder.weights_sha256[:12]}): give another folder to --out")
-    if notes and notes.get("source") not in (source, None) and Path(source).resolve() != workspace.resolve():
+    if notes and notes.get("source") not in (source, None) and address(workspace_path(source)) != address(workspace):
         raise FitmatchError(f"{workspace} holds the products of {notes['source']}, not of {source}: give another folder to --out")
     return workspace
 
@@ -165,7 +165,7 @@ def save_neighbours(
     catalogue:Catalogue, # products
     X:np.ndarray,        # (n, d) embeddings
     path:Path,           # a Parquet file: asin, rank, neighbour, similarity
-    k:int=5,
+    k:int=5, # neighbours of each product, at most
 ) -> int: # how many neighbours each product has
     "Writes the exact nearest neighbours of every product"
     k = min(k, len(X) - 1)
@@ -179,15 +179,16 @@ def save_neighbours(
 # %% ../nbs/13_pipeline.ipynb #52fbcaf2
 def run(
     source:str|Path,       # a folder of pictures, an Indico layout or a catalogue file
-    out:str|Path,          # the workspace; made when it is not there, continued when it is
+    out:str|Path|None=None, # the workspace, as for `workspace_path`; made when it is not there, continued when it is
     encoder:str="fitmatch-cnn", # a name of `list_encoders()`
     weights:str|Path|None=None, # a local .safetensors
     labels:str|None=None,  # for a folder: "folders" or "seven"
     progress:bool=True,    # progress bars and stages on stderr
+    engine:str|None=None,  # where pictures are opened and embedded: "local" or "ray"; default: FITMATCH_ENGINE, else local
 ) -> dict: # the figures of the run, as `fitmatch run --json` prints them
     "Takes a source through every stage into a workspace. Raises `FitmatchError` for what the user can mend"
     read = lambda: read_source(source, labels)
-    return _run(read, str(Path(source).resolve()), Path(out), encoder, weights, progress)
+    return _run(read, address(workspace_path(source)), workspace_path(out), encoder, weights, progress, engine=engine)
 
 def demo(
     out:str|Path="fitmatch-demo", # the workspace
@@ -195,14 +196,14 @@ def demo(
     progress:bool=True,  # progress bars and stages on stderr
 ) -> dict: # the figures of the run
     "The whole way on the bundled wardrobe"
-    return _run(lambda: draw_wardrobe(n_products), f"the drawn wardrobe, {n_products} products", Path(out), "fitmatch-cnn", None, progress, oracle=match_probability)
+    return _run(lambda: draw_wardrobe(n_products), f"the drawn wardrobe, {n_products} products", workspace_path(out), "fitmatch-cnn", None, progress, oracle=match_probability)
 
 # %% ../nbs/13_pipeline.ipynb #255b00f4
 def _say(progress:bool):
     "A printer to stderr, or silence"
     return (lambda line: print(line, file=sys.stderr, flush=True)) if progress else (lambda line: None)
 
-def _run(read, source:str, out:Path, encoder_name:str, weights, progress:bool, oracle=None) -> dict:
+def _run(read, source:str, out:Path, encoder_name:str, weights, progress:bool, oracle=None, engine=None) -> dict:
     "The stages in a row; `read` gives the catalogue"
     seconds, say = {}, _say(progress)
     with stage(seconds, "encoder", say):
@@ -210,11 +211,11 @@ def _run(read, source:str, out:Path, encoder_name:str, weights, progress:bool, o
         claim_workspace(out, source, encoder)
     with stage(seconds, "catalogue", say): catalogue = read()
     with stage(seconds, "pictures", say):
-        catalogue = check_images(catalogue, progress=progress)
+        catalogue = check_images(catalogue, progress=progress, engine=engine)
         if len(catalogue) < 3: raise FitmatchError(f"{source} has {len(catalogue)} usable pictures (refused: {catalogue.refused()}): give at least 3")
         catalogue = save_catalogue(catalogue, out)
     with stage(seconds, "embeddings", say):
-        X = embed(catalogue, encoder, EmbeddingStore(out, encoder), progress=progress)
+        X = embed(catalogue, encoder, EmbeddingStore(out, encoder), progress=progress, engine=engine)
         if weights: place_file(Path(weights), out/"models"/"encoder.safetensors")
     found = _analyse(catalogue, X, seconds, say, oracle)
     if progress: say("baseline encoder …")
@@ -303,7 +304,7 @@ def _finish(catalogue, X, encoder, source, out, found, seconds, say) -> dict:
     return summary
 
 # %% ../nbs/13_pipeline.ipynb #25e20d67
-def summarise(catalogue, encoder, source, found, seconds, page, notes) -> dict:
+def summarise(catalogue, encoder, source, found, seconds, page, notes) -> dict: # found: what the stages gave; seconds: of each stage; page: the report; notes: what was left out
     "The figures of a run as plain JSON values"
     classified, matched, scores = found["classified"], found["matched"], found["cluster_scores"] or {}
     return dict(fitmatch=__version__, source=source, products=len(catalogue), refused=catalogue.refused(), edges=catalogue.n_edges(), dropped_edges=catalogue.dropped_edges,
@@ -355,13 +356,13 @@ def _encode_photos(encoder, photos) -> tuple:
 # %% ../nbs/13_pipeline.ipynb #e1cf645c
 def match_photos(
     photos:list,          # paths of pictures
-    workspace:str|Path,   # made by `run` or `demo`
+    workspace:str|Path|None=None, # made by `run` or `demo`; as for `workspace_path`
     k:int=5,              # nearest products looked up
     threshold:float|None=None, # score from which on it is *matching*; default: the workspace's
     matcher:str="rule",   # "rule": the original project's; "learned": what the workspace learned from its purchases
 ) -> dict: # matches (table), neighbours (table), own {photo: asin} of a product's own picture, refused {photo: reason}, threshold, note
     "What goes with each photo, out of a workspace's products"
-    workspace = Path(workspace)
+    workspace = workspace_path(workspace)
     catalogue, notes = load_catalogue(workspace), read_notes(workspace)
     if not notes: raise FitmatchError(f"{workspace} has no run.json: its run was not finished; run it again with 'fitmatch run SOURCE --out {workspace}'")
     if matcher not in ("rule", "learned"): raise FitmatchError(f"--matcher {matcher}: type rule or learned")
@@ -393,7 +394,7 @@ def _neighbours_of(catalogue, X, Q, k, photos, own) -> pd.DataFrame: # query, ne
 
 def _workspace_matcher(workspace, notes, X, catalogue, threshold) -> Compatibility:
     "The learned matcher of a workspace, told its products"
-    if not (workspace/"models"/"compatibility.safetensors").is_file(): raise FitmatchError(f"{workspace} has no learned matcher (too few purchases to learn from, or made by an older fitmatch): leave out --matcher, or run it again")
+    if not is_there(workspace/"models"/"compatibility.safetensors"): raise FitmatchError(f"{workspace} has no learned matcher (too few purchases to learn from, or made by an older fitmatch): leave out --matcher, or run it again")
     learned = Compatibility.load(workspace/"models"/"compatibility", encoder=notes["encoder"], weights_sha256=notes["weights_sha256"]).index(X, catalogue)
     if threshold is not None: learned.threshold_, learned.skip_below_ = threshold, min(threshold, learned.skip_below_)
     return learned

@@ -14,11 +14,14 @@ import os
 import shutil
 import signal
 import sys
+import tempfile
 import time
 import warnings
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 
@@ -29,18 +32,20 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
-from .catalogue import (LABELS, QUARANTINE, QUARANTINE_SCHEMA, Catalogue, FitmatchError, catalogue_notes, connected_groups, disk_errors_explained, find_violations, group_names,
-                                info, load_catalogue, no_collection, normalised_title, quarantined, save_catalogue, writing)
+from .catalogue import (LABELS, QUARANTINE, QUARANTINE_SCHEMA, Catalogue, FitmatchError, address, catalogue_notes, connected_groups, disk_errors_explained, find_violations, group_names,
+                                info, is_remote, load_catalogue, no_collection, normalised_title, place_file, quarantined, read_bytes, read_table, save_catalogue, workspace_path, writing)
+from .engine import Stage, pick_engine, start_ray, stream
 from .images import check_images, map_ahead
 from .sources import _PLAIN, _mended, Batch, TableStream, existing_source, pictures_wanted, read_source, stream_table
 
 # %% ../nbs/03a_prepare.ipynb #1e9ba129
 def read_notes(
-    workspace:Path, # a folder
+    workspace:Path, # as for `workspace_path`
     name:str="run.json", # "run.json" or "prepare.json"
 ) -> dict: # empty when there is none
     "What an earlier command wrote about a workspace"
-    try: return json.loads((Path(workspace)/name).read_text(encoding="utf-8"))
+    workspace = workspace_path(workspace)
+    try: return json.loads(read_bytes(workspace/name).decode())
     except FileNotFoundError: return {}
     except (OSError, ValueError) as e: raise FitmatchError(f"{workspace}/{name} cannot be read ({e}): delete it and run again") from e
 
@@ -202,7 +207,7 @@ def _n_processes(source:Path) -> int:
     return min(8, len(os.sched_getaffinity(0)))
 
 def _judge_all(source, columns, processes:int): # generator of `_Judged`, in the order of the file
-    "Pass 1, by one or more processes"
+    "Pass 1, by one or more processes of this machine"
     if processes == 1: yield from _share(source, columns, (0, 1)); return
     import pandera.pandas  # once, before there are several of us
     fork, ends, workers = multiprocessing.get_context("fork"), [], []
@@ -219,6 +224,35 @@ def _judge_all(source, columns, processes:int): # generator of `_Judged`, in the
     finally:
         for end in ends: end.close()
         for worker in workers: worker.kill(); worker.join()
+
+# %% ../nbs/03a_prepare.ipynb #3ae00002
+@lru_cache(maxsize=1)
+def _stream_here(source:str, columns:str) -> TableStream:
+    "The stream whose stretches this worker judges; opened once"
+    return stream_table(Path(source), json.loads(columns))
+
+def _alone(value) -> np.ndarray: # (1,) object
+    "A value that travels as it is"
+    cell = np.empty(1, object); cell[0] = value
+    return cell
+
+def _read_stretches(rows): # "source", "columns" -> generator of the same and "stretch": (bytes reached, number, pieces)
+    "Reads a file and cuts it into stretches"
+    source, columns, at = rows["source"][0], rows["columns"][0], [0]
+    for number, pieces in stream_table(Path(source), json.loads(columns), reached=lambda n: at.__setitem__(0, n)).stretches():
+        yield {"source": _alone(source), "columns": _alone(columns), "stretch": _alone((at[0], number, pieces))}
+
+def _judge_stretches(rows): # of `_read_stretches` -> generator of "judged": a list of `_Judged`
+    "Judges what another worker has read"
+    for source, columns, (reached, number, pieces) in zip(rows["source"], rows["columns"], rows["stretch"]):
+        table = _stream_here(source, columns)
+        with no_collection(): yield {"judged": _alone([_judge_batch(batch, table, reached) for batch in table.batches_of(number, pieces)])}
+
+def _judged_by_ray(source, columns): # as `_judge_all`
+    "Pass 1, on a cluster"
+    begin = pa.table({"source": [str(Path(source).resolve())], "columns": [json.dumps(columns)]})
+    cluster = start_ray()
+    return (judged for piece in stream([begin], [Stage(_read_stretches), Stage(_judge_stretches, rows=1)], cluster, ordered=True) for some in piece["judged"] for judged in some)
 
 # %% ../nbs/03a_prepare.ipynb #3a0c11d4
 _REPEATED = {"category", "ground_truth", "brand", "price", "price_high", "reason"}  # columns whose values come again
@@ -260,11 +294,11 @@ class _Passed:
     rules:Counter
 
 # %% ../nbs/03a_prepare.ipynb #3a0c13a6
-def _first_pass(source:Path, columns, parts:Path, quarantine:_Writer, processes:int, progress:bool) -> _Passed:
+def _first_pass(source:Path, columns, parts:Path, quarantine:_Writer, judged_ones, progress:bool) -> _Passed: # judged_ones: of `_judge_all`
     "Good rows to `parts`, refused ones to the quarantine"
     places, seen, rows, labels, rules = [], [], 0, Counter(), Counter()
     with open(parts, "wb") as out, tqdm(total=source.stat().st_size, unit="B", unit_scale=True, desc=source.name, disable=not progress) as bar:
-        for judged in _judge_all(source, columns, processes):
+        for judged in judged_ones:
             places.append((out.tell(), len(judged.seen[0])))
             out.write(judged.good)
             quarantine.add(judged.refused)
@@ -343,61 +377,71 @@ def _settle(passed:_Passed, schema:pa.Schema, out:Path, quarantine:_Writer) -> d
     return dict(products=int(keep.sum()), edges=edges, dropped_edges=dropped, columns={c: filled[c] for c in schema.names})
 
 # %% ../nbs/03a_prepare.ipynb #cd053bee
-def _prepare_table(source:Path, out:Path, columns, processes, progress) -> dict:
-    "Cleans a table of any size into a workspace"
+@contextmanager
+def _parts(out:Path):
+    "The folder for what is not finished: in the workspace, or on this machine where that is in a bucket"
+    if is_remote(out):
+        with tempfile.TemporaryDirectory(prefix="fitmatch-") as folder: yield Path(folder)
+        return
     parts = out/PARTS
     shutil.rmtree(parts, ignore_errors=True)                # of a run that was killed
+    parts.mkdir(parents=True)
+    yield parts
+    shutil.rmtree(parts)
+
+def _prepare_table(source:Path, out:Path, columns, processes, progress, engine) -> dict:
+    "Cleans a table of any size into a workspace"
     schema = stream_table(source, columns).schema
-    with disk_errors_explained(out):
-        parts.mkdir(parents=True)
+    with disk_errors_explained(out), _parts(out) as parts:
         quarantine = _Writer(parts/"quarantine", QUARANTINE_SCHEMA)
-        passed = _first_pass(source, columns, parts/"rows", quarantine, processes or _n_processes(source), progress)
+        judged = _judged_by_ray(source, columns) if engine == "ray" else _judge_all(source, columns, processes or _n_processes(source))
+        with closing(judged): passed = _first_pass(source, columns, parts/"rows", quarantine, judged, progress)
         found = _settle(passed, schema, parts/"catalogue", quarantine)
         quarantine.close()
-        for name in ("quarantine", "catalogue"): os.replace(parts/name, out/f"{name}.parquet")
-        shutil.rmtree(parts)
+        for name in ("quarantine", "catalogue"): (place_file if is_remote(out) else os.replace)(parts/name, out/f"{name}.parquet")
     return dict(rows=passed.rows, **found, rules={rule or "no rule": n for rule, n in passed.rules.most_common()})
 
 # %% ../nbs/03a_prepare.ipynb #8acb4ca4
 def _counts(workspace:Path) -> tuple:
     "({reason: rows refused}, {label: products}) of a workspace's tables"
-    count = lambda file, column: {r["values"]: r["counts"] for r in pc.value_counts(pq.read_table(workspace/file, columns=[column])[column]).to_pylist()}
+    count = lambda file, column: {r["values"]: r["counts"] for r in pc.value_counts(read_table(workspace/file, [column])[column]).to_pylist()}
     return dict(sorted(count("quarantine.parquet", "reason").items())), count("catalogue.parquet", "ground_truth")
 
-def _with_pictures(catalogue:Catalogue, out:Path, progress) -> dict:
+def _with_pictures(catalogue:Catalogue, out:Path, progress, engine) -> dict:
     "Opens the pictures that are on disk and saves the catalogue"
-    catalogue = save_catalogue(check_images(catalogue, progress=progress, keep_missing=True), out)
+    catalogue = save_catalogue(check_images(catalogue, progress=progress, keep_missing=True, engine=engine), out)
     return dict(products=len(catalogue), edges=catalogue.n_edges(), dropped_edges=catalogue.dropped_edges, columns=info(catalogue)["non-null"].to_dict())
 
 def _claim_prepared(workspace:Path, source:str):
     "Raises `FitmatchError` when the workspace holds another source's products"
-    if workspace.exists() and not workspace.is_dir(): raise FitmatchError(f"{workspace} is a file: give a folder to --out")
-    if Path(source) in (workspace.resolve(), *workspace.resolve().parents): raise FitmatchError(f"{workspace} is, or lies inside, the source {source}: give another folder to --out")
+    if not is_remote(workspace) and workspace.exists() and not workspace.is_dir(): raise FitmatchError(f"{workspace} is a file: give a folder to --out")
+    if not is_remote(workspace) and Path(source) in (workspace.resolve(), *workspace.resolve().parents): raise FitmatchError(f"{workspace} is, or lies inside, the source {source}: give another folder to --out")
     before = (read_notes(workspace, "prepare.json") or read_notes(workspace)).get("source")
     if before not in (None, source): raise FitmatchError(f"{workspace} holds the products of {before}, not of {source}: give another folder to --out")
 
 # %% ../nbs/03a_prepare.ipynb #1f855b06
 def prepare(
     source:str|Path,  # a table, a folder of pictures or one of the layouts of `fitmatch.sources`
-    out:str|Path,     # the workspace; made when it is not there
+    out:str|Path|None=None, # the workspace, as for `workspace_path`; made when it is not there
     labels:str|None=None, # for a folder: "folders" or "seven"
     columns:dict|None=None, # for a table: {column of ours: column of the file}
     processes:int|None=None, # that read a table of JSON lines; default: the cores, at most 8, for a large file on Linux, else 1
     progress:bool=True, # progress bars on stderr
+    engine:str|None=None, # "local" or "ray"; default: FITMATCH_ENGINE, else local
 ) -> dict: # rows, products, refused {reason: rows}, edges, labels {label: products}, unlabelled, columns {column: non-null}, rules, seconds
     """Cleans a catalogue into a workspace; pictures that are on disk are opened, the others' addresses are kept. Rows = products + refused.
 
     Raises `FitmatchError` when there is no usable product in the source."""
-    begin, source, out = time.perf_counter(), existing_source(source, labels), Path(out)
-    _claim_prepared(out, str(source.resolve()))
-    if source.is_file():
-        found = _prepare_table(source, out, columns, processes, progress)
-        if found["columns"]["image"]: found.update(_with_pictures(replace(load_catalogue(out), root=source.parent), out, progress))
+    begin, source, out, engine = time.perf_counter(), existing_source(source, labels), workspace_path(out), pick_engine(engine)
+    _claim_prepared(out, address(source))
+    if not is_remote(source) and source.is_file():
+        found = _prepare_table(source, out, columns, processes, progress, engine)
+        if found["columns"]["image"]: found.update(_with_pictures(replace(load_catalogue(out), root=source.parent), out, progress, engine))
     else:
-        found = _with_pictures(read_source(source, labels, columns, progress), out, progress)
+        found = _with_pictures(read_source(source, labels, columns, progress), out, progress, engine)
     refused, by_label = _counts(out)
     unlabelled = by_label.pop(None, 0)
-    summary = dict(source=str(source.resolve()), rows=found.pop("rows", found["products"] + sum(refused.values())), products=found.pop("products"), refused=refused, edges=found.pop("edges"),
+    summary = dict(source=address(source), rows=found.pop("rows", found["products"] + sum(refused.values())), products=found.pop("products"), refused=refused, edges=found.pop("edges"),
                    dropped_edges=found.pop("dropped_edges"), labels=by_label, unlabelled=unlabelled, columns=found.pop("columns"), rules=found.pop("rules", {}), seconds=round(time.perf_counter() - begin, 3))
     if not summary["products"]: raise FitmatchError(f"no usable product in {source}: refused {', '.join(f'{n} × {r}' for r, n in refused.items()) or 'none, it is empty'}; see {out}/quarantine.parquet")
     write_json(out/"prepare.json", summary)

@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 from isal import igzip
 from tqdm.auto import tqdm
 
-from .catalogue import COLUMNS, LABELS, QUARANTINE, SUFFIXES, Catalogue, FitmatchError, clean, clean_text, is_page_code, load_catalogue, no_collection, unescape_formula, with_groups
+from .catalogue import COLUMNS, LABELS, QUARANTINE, SUFFIXES, Catalogue, FitmatchError, clean, clean_text, is_page_code, is_remote, is_there, load_catalogue, no_collection, unescape_formula, with_groups, workspace_path
 
 # %% ../nbs/02_sources.ipynb #51ee1883
 LABEL_WORDS = {
@@ -672,24 +672,35 @@ class TableStream:
         share:tuple=(0, 1), # (k, n): every n-th stretch of the file, beginning with the k-th
     ): # generator of `Batch`; none spans two stretches, so shares put together are the same batches
         "Reads the file, or a share of it"
+        mine = lambda stretch: stretch % share[1] == share[0]
+        yield from self._batches(((i//_STRETCH, number, piece if mine(i//_STRETCH) else None) for i, (number, piece) in enumerate(self.pieces)), size)
+
+    def stretches(self): # generator of (stretch, list of pieces with their line numbers)
+        "The file, cut but not understood: for those who have others to understand it"
+        pieces = iter(self.pieces)
+        yield from enumerate(iter(lambda: list(islice(pieces, _STRETCH)), []))
+    def batches_of(self, stretch:int, pieces:list, size:int=16384): # of `stretches` -> generator of `Batch`
+        "One stretch, as `batches` reads it"
+        yield from self._batches(((stretch, number, piece) for number, piece in pieces), size)
+
+    def _batches(self, pieces, size): # generator of `Batch`
         parts = []
-        for stretch, numbers, rows in self._some_rows(share):
+        for stretch, numbers, rows in self._some_rows(pieces):
             for i in range(0, len(rows), size):
                 part = self._batch(stretch, numbers[i:i + size], rows[i:i + size])
                 if parts and (parts[0].stretch != stretch or sum(map(len, parts)) + len(part) > size): yield _joined(parts); parts = []
                 parts.append(part)
         if parts: yield _joined(parts)
 
-    def _some_rows(self, share): # generator of (stretch, line numbers, rows)
-        "Rows of a share, about `_AT_A_TIME`"
+    def _some_rows(self, pieces): # of (stretch, line number, piece, or None for somebody else's) -> generator of (stretch, line numbers, rows)
+        "Rows, about `_AT_A_TIME`"
         numbers, rows, current = [], [], 0
-        for i, (number, piece) in enumerate(chain(self.pieces, [(None, None)])):
-            stretch = i//_STRETCH
-            if rows and (len(rows) >= _AT_A_TIME or piece is None or stretch != current):
+        for stretch, number, piece in chain(pieces, [(None, None, None)]):
+            if rows and (len(rows) >= _AT_A_TIME or stretch != current):
                 yield current, numbers, rows
                 numbers, rows = [], []
             current = stretch
-            if piece is None or stretch % share[1] != share[0]: continue
+            if piece is None: continue
             more_numbers, more_rows = self.rows_of(number, piece)
             numbers += more_numbers; rows += more_rows
 
@@ -819,9 +830,10 @@ def existing_source(
     labels:str|None=None, # "folders" or "seven"
 ) -> Path:
     "The source as a path. Raises `FitmatchError` when it is not there or `labels` is unknown"
-    source = Path(source)
+    source = workspace_path(source)
     if labels not in (None, "folders", "seven"): raise FitmatchError(f"unknown labels '{labels}': use 'folders' or 'seven'")
-    if not source.exists(): raise FitmatchError(f"{source} does not exist: give a folder of pictures or a catalogue file")
+    if is_remote(source) and not is_there(source/"catalogue.parquet"): raise FitmatchError(f"{source} is no workspace (it has no catalogue.parquet); other sources are read from a disk: copy it to one first")
+    if not is_remote(source) and not source.exists(): raise FitmatchError(f"{source} does not exist: give a folder of pictures or a catalogue file")
     return source
 
 def read_source(
@@ -832,7 +844,8 @@ def read_source(
 ) -> Catalogue:
     "The catalogue of any source that fitmatch knows"
     source = existing_source(source, labels)
-    if source.is_file(): catalogue = read_table_file(source, columns, progress)
+    if is_remote(source): catalogue = load_catalogue(source)
+    elif source.is_file(): catalogue = read_table_file(source, columns, progress)
     else: catalogue = (_reader(source) or (lambda s: read_folder(s, labels or "folders")))(source)
     if not len(catalogue):
         raise FitmatchError(f"no usable product in {source}: refused {', '.join(f'{n} × {r}' for r, n in catalogue.refused().items()) or 'none, it is empty'}")

@@ -139,7 +139,7 @@ def test_the_fast_way_with_real_weights(real_weights, photos, figure):
 
 
 def ways():
-    "Engines and precisions that a processor can be asked for"
+    "Runtimes and precisions that a processor can be asked for"
     return [("torch", "float32"), ("torch", "bfloat16"), ("onnxruntime", "float32"), ("openvino", "float32"), ("openvino", "bfloat16"), ("auto", "auto")]
 
 
@@ -153,16 +153,16 @@ def loaded(resnet18, real_weights, photos):
     return load
 
 
-@pytest.mark.parametrize("engine,precision", ways())
+@pytest.mark.parametrize("runtime,precision", ways())
 @pytest.mark.parametrize("network", ["resnet18", "squeezenet1_1"])
-def test_engines_and_precisions(network, engine, precision, loaded, photos, figure):
+def test_runtimes_and_precisions(network, runtime, precision, loaded, photos, figure):
     "Against the network as it was loaded, on the very same pictures: float32 within 1e-4 of each vector, 16 bits at least 0.999 after centring"
-    if not _is_installed(engine): pytest.skip(f"{engine} is not installed: pip install 'fitmatch[{'fast' if engine == 'openvino' else engine}]'")
+    if not _is_installed(runtime): pytest.skip(f"{runtime} is not installed: pip install 'fitmatch[{'fast' if runtime == 'openvino' else runtime}]'")
     encoder, straight = loaded(network)
-    ours = np.concatenate(list(encode_images(encoder, photos, engine=engine, precision=precision)))
-    built, similarity = fast(encoder, engine, precision), centred(ours, straight)
+    ours = np.concatenate(list(encode_images(encoder, photos, runtime=runtime, precision=precision)))
+    built, similarity = fast(encoder, runtime, precision), centred(ours, straight)
     furthest = (np.linalg.norm(ours - straight, axis=1)/np.linalg.norm(straight, axis=1)).max()
-    figure(f"fidelity, {network} of {N} photos, {built.engine} {built.precision}{' (auto)' if engine == 'auto' else ''}: centred cosine at least {similarity.diagonal().min():.5f}, "
+    figure(f"fidelity, {network} of {N} photos, {built.runtime} {built.precision}{' (auto)' if runtime == 'auto' else ''}: centred cosine at least {similarity.diagonal().min():.5f}, "
            f"top-10 overlap {overlap(ours, straight):.4f}, furthest vector {furthest:.1e}")
     assert similarity.diagonal().min() >= .999
     if built.precision == "float32": assert furthest < 1e-4
