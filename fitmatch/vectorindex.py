@@ -10,6 +10,7 @@ __all__ = ['BLOCK', 'KINDS', 'FEWEST', 'FEWEST_PQ', 'INDEX', 'BUILDERS', 'REFINE
 # %% ../nbs/05d_vectorindex.ipynb #5d000004
 import inspect
 import json
+import os
 import time
 import warnings
 from collections.abc import Iterator
@@ -23,14 +24,19 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from . import catalogue
 from .catalogue import FitmatchError
 from .embed import EmbeddingStore, _breaks_seal, _checksums, _lance_errors_explained, _read_seal, _seal_of, _table_name
 from .prepare import read_notes, write_json
 
 # %% ../nbs/05d_vectorindex.ipynb #5d000007
-def _tables(workspace) -> list: # names
-    "The tables of a workspace's store"
-    folder = Path(workspace)/"embeddings.lance"
+def _store_folder(workspace) -> tuple: # (folder, how Lance gets there)
+    "Where a workspace's store is"
+    folder = getattr(catalogue, "workspace_path", Path)(workspace)/"embeddings.lance"
+    return folder, getattr(catalogue, "lance_options", lambda path: None)(folder)
+
+def _tables(folder) -> list: # names
+    "The tables of a store"
     return sorted(p.name.removesuffix(".lance") for p in folder.glob("*.lance") if p.is_dir())
 
 def open_store(
@@ -39,14 +45,15 @@ def open_store(
 ) -> EmbeddingStore:
     "The vectors of a workspace, without loading the network that made them"
     import lancedb
-    found, wanted = _tables(workspace), encoder or read_notes(workspace).get("encoder")
+    (folder, options), workspace = _store_folder(workspace), str(workspace)
+    found, wanted = _tables(folder), encoder or read_notes(folder.parent).get("encoder")
     name = _table_name(wanted) if wanted else found[0] if len(found) == 1 else None
     if not found: raise FitmatchError(f"{workspace} has no embeddings: type  fitmatch run SOURCE --out {workspace}")
     if name not in found: raise FitmatchError(f"{workspace} holds embeddings of {', '.join(found)}: say which, with encoder= or --encoder")
-    with _lance_errors_explained(Path(workspace)/"embeddings.lance"):
-        about = {k.decode(): v.decode() for k, v in lancedb.connect(Path(workspace)/"embeddings.lance").open_table(name).schema.metadata.items()}
+    with _lance_errors_explained(folder):
+        about = {k.decode(): v.decode() for k, v in lancedb.connect(str(folder), storage_options=options).open_table(name).schema.metadata.items()}
         info = SimpleNamespace(name=about["encoder"], dim=int(about["dim"]))
-    return EmbeddingStore(workspace, SimpleNamespace(info=info, weights_sha256=about["weights_sha256"]))
+    return EmbeddingStore(folder.parent, SimpleNamespace(info=info, weights_sha256=about["weights_sha256"]))
 
 # %% ../nbs/05d_vectorindex.ipynb #5d00000c
 _COLUMNS = ["asin", "image_sha256", "checksum", "vector"]
@@ -219,11 +226,21 @@ def index_candidates(
 # %% ../nbs/05d_vectorindex.ipynb #5d00001d
 INDEX = "vector_idx" # Lance's name for the index of the column `vector`
 
+def _engine(engine:str|None, known) -> str: # "local" or "ray"
+    "The engine that was asked for, else that of FITMATCH_ENGINE"
+    chosen = engine or os.environ.get("FITMATCH_ENGINE") or "local"
+    if chosen not in known: raise FitmatchError(f"unknown engine {chosen!r}: type --engine local or --engine ray (or set FITMATCH_ENGINE)")
+    return chosen
+
 def _ray():
     "Ray, connected. Raises `FitmatchError` where it is missing"
     try: import ray
     except ImportError as e: raise FitmatchError("engine 'ray' needs Ray: type pip install 'fitmatch[scale]', or engine='local'") from e
-    if not ray.is_initialized(): ray.init(include_dashboard=False, log_to_driver=False, configure_logging=False)
+    try:
+        from fitmatch.engine import start_ray
+        start_ray()
+    except ImportError:
+        if not ray.is_initialized(): ray.init(address=os.environ.get("RAY_ADDRESS") or "local", include_dashboard=False, log_to_driver=False, configure_logging=False)
     return ray
 
 def _build_here(table, kind, options):
@@ -285,12 +302,12 @@ def build_index(
     kind:str="auto",     # one of `KINDS`; auto: what `plan_index` says
     partitions:int|None=None, # default: the root of the number of vectors
     sample:int=500,      # the catalogue's own products that recall is measured with
-    engine:str="local",  # "local", or "ray": built by lance-ray on a cluster
+    engine:str|None=None, # "local", or "ray": built by lance-ray on a cluster; default: FITMATCH_ENGINE, else local
     random_state:int=0,  # seed of the sample
 ) -> dict: # the report, as it is kept beside the table
     "Builds the index of a store and finds out how far it must look. Raises `FitmatchError` while another process writes the store"
     if not 0 < recall <= 1: raise FitmatchError(f"recall={recall}: the share of neighbours to be found must lie above 0 and not above 1")
-    if engine not in BUILDERS: raise FitmatchError(f"unknown engine {engine!r}: type local or ray")
+    engine = _engine(engine, BUILDERS)
     with store.writing():
         start, n = time.perf_counter(), store._table.count_rows()
         if not 1 <= k < n: raise FitmatchError(f"recall for {k} neighbours, but there are {n:,} products: choose 1 to {max(n - 1, 1)}")
