@@ -38,7 +38,7 @@ from torch import nn
 from torch.fx.experimental.optimization import fuse
 from tqdm.auto import tqdm
 
-from .catalogue import Catalogue, FitmatchError, disk_errors_explained, is_remote, lance_options, read_bytes, refuse_newer, store_trouble, workspace_path, writing
+from .catalogue import Catalogue, FitmatchError, connect_lance, disk_errors_explained, is_remote, read_bytes, refuse_newer, store_trouble, workspace_path, writing
 from .encoders import Encoder, pick_device, state_sha256
 from .engine import Stage, pick_engine, start_ray, stream
 from .images import FORMATS, MAX_PIXELS, MIN_SIDE, _is_blank, _read_bytes, map_ahead, open_image
@@ -267,11 +267,10 @@ class EmbeddingStore:
         workspace:str|Path|None, # as for `workspace_path`; the store is its `embeddings.lance`
         encoder:Encoder,    # whose vectors these are
     ):
-        import lancedb
         self.schema, self.path, name = _schema(encoder), workspace_path(workspace)/"embeddings.lance", _table_name(encoder.info.name)
         self.dim, self._lock, self._seal = encoder.info.dim, _lock_of(self.path/f"{name}.lock"), self.path/f"{name}.seal"
         with _lance_errors_explained(self.path):
-            self._db = lancedb.connect(str(self.path), storage_options=lance_options(self.path)) if is_remote(self.path) else lancedb.connect(self.path)
+            self._db = connect_lance(self.path)
             self._table = _open_or_create(self._db, name, self.schema)
             _refuse_other_encoder(self._table.schema.metadata, self.schema, self.path)
             if not self._table.schema.equals(self.schema): raise ValueError("not the columns of a store")

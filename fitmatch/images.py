@@ -34,7 +34,7 @@ import pyarrow as pa
 from PIL import Image, ImageOps
 from tqdm.auto import tqdm
 
-from .catalogue import Catalogue, Files, FitmatchError, connected_groups, disk_errors_explained, group_names, is_remote, lance_options, load_catalogue, read_bytes, refuse, save_catalogue, workspace_path, writing
+from .catalogue import Catalogue, Files, FitmatchError, connect_lance, connected_groups, disk_errors_explained, group_names, is_remote, load_catalogue, read_bytes, refuse, save_catalogue, workspace_path, writing
 from .engine import Stage, pick_engine, start_ray, stream
 from .web import Web, WebRefused, retrying
 
@@ -315,9 +315,8 @@ COMMIT_ROWS, COMMIT_SECONDS = 512, 10. # notes in a bucket are committed when th
 class _LanceDownloads:
     "The same for a bucket"
     def __init__(self, path): # …/downloads.lance
-        import lancedb
         self.path, self.waiting, self.last = path, {}, time.monotonic()
-        with _table_errors_explained(path): self.db = lancedb.connect(str(path.parent), storage_options=lance_options(path))
+        with _table_errors_explained(path): self.db = connect_lance(path.parent)
         self.table = self._open()
     def _open(self):
         with _table_errors_explained(self.path):
