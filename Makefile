@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 OUT ?= fitmatch-demo
 
-.PHONY: help demo test bench lab readme film slides sidebar brand site dist clean
+.PHONY: help demo test bench lab readme map film slides sidebar brand site dist clean
 help:
 	@echo "make demo   install into $(VENV) and run everything on the bundled wardrobe"
 	@echo "make test   install and run every notebook and every test"
@@ -14,6 +14,7 @@ help:
 	@echo "make film   record the README's film of the demo anew (needs chromium)"
 	@echo "make slides draw the pictures of the slides anew, after figures in the README have changed"
 	@echo "make sidebar write nbs/sidebar.yml anew, after a notebook was added"
+	@echo "make map    draw the README's map anew"
 	@echo "make brand  draw logo, favicon and social card anew"
 	@echo "make site   render the site into _docs (needs Quarto: quarto.org/docs/get-started)"
 	@echo "make dist   sdist and wheel into dist/, checked"
@@ -59,6 +60,9 @@ slides: $(VENV)/.installed-dev
 
 sidebar: $(BIN)/python
 	$(BIN)/python .ci/sidebar.py
+
+map: $(VENV)/.installed-dev
+	$(BIN)/python .ci/map.py
 
 brand: $(VENV)/.installed-dev
 	$(BIN)/python .ci/brand.py

@@ -9,9 +9,9 @@ NOTICE = "<!-- Written from nbs/index.ipynb by `make readme`: edit the notebook,
 
 
 def code_block(cell):
-    "A code cell as fenced Python, with the text it printed; directives and hidden cells are left out"
+    "A code cell as fenced Python, with the text it printed; directives, hidden cells and those without echo are left out"
     source = "".join(cell["source"])
-    if re.search(r"^#\|\s*hide", source, re.M):
+    if re.search(r"^#\|\s*(?:hide|echo:\s*false)", source, re.M):
         return ""
     source = "\n".join(line for line in source.splitlines() if not line.startswith("#|"))
     texts = ["".join(o.get("text") or o.get("data", {}).get("text/plain", "")) for o in cell["outputs"]]

@@ -3,7 +3,7 @@ import sys
 from pathlib import Path
 
 NBS = Path(__file__).resolve().parent.parent / "nbs"
-CHAPTERS = {"The catalogue": "00 00a 01 01a 01b 02 03 03a 03b", "Vectors": "04 04a 05 05a", "What the catalogue looks like": "05b 05c 06 07 08",
+CHAPTERS = {"The catalogue": "00 00a 01 01a 01b 02 03 03a 03b", "Vectors": "04 04a 05 05a 05d", "What the catalogue looks like": "05b 05c 06 07 08 08c",
             "What goes together": "08a 08b 09 09a", "How good it is": "10 10a 10b 11", "Playing and running": "11a 12 12a 13 14"}
 REPO = "https://github.com/fitmatch/fitmatch/blob/main/"
 PAGES = {"Slides": "slides.qmd", "fitmatch and its neighbours": "compare.qmd"}

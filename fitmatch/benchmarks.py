@@ -78,7 +78,7 @@ def evaluate_wardrobe(
     seed:int=0,           # another seed draws another wardrobe
     n_products:int=3000,  # products drawn
     n_splits:int=2,       # splits of each wardrobe
-    encoder:str="fitmatch-cnn",
+    encoder:str="fitmatch-cnn", # name of the encoder of the pictures
     regime:str="cold",    # "cold": both products of a test pair unseen; "warm": an unseen photo against known products
     progress:bool=False,
 ) -> dict: # auc, interval, oracle_auc, share_of_oracle, seed_rule_auc, cosine_auc, prior_auc, lift, baselines, table …
@@ -156,7 +156,7 @@ def fashionvc_baselines(
 def evaluate_fashionvc(
     data:str|Path,       # the folder of FashionVC
     test:str|Path|None=None, # a file of triples to judge by; default: the validation triples
-    n_models:int=4,
+    n_models:int=4, # networks whose answers are averaged
     random_state:int=0,
     **settings,          # of `Compatibility`
 ) -> dict: # auc, interval, n of the judged triples; the same of the validation triples; baselines, seconds
@@ -262,10 +262,10 @@ def _further_shirts(folder, trousers, encoder) -> tuple: # vectors, (m, p) boole
 # %% ../nbs/10a_benchmarks.ipynb #e09b36f6
 def evaluate_indico(
     data:str|Path, # the folder with training_shirts/, training_pants/ and the label file
-    encoder:str="fitmatch-cnn",
+    encoder:str="fitmatch-cnn", # name of the encoder of the pictures
     weights:str|Path|None=None, # a local .safetensors
     test:str|Path|None=None,    # a folder of further shirts with a label file
-    repeats:int=5,
+    repeats:int=5, # times the folds are drawn anew; the answers are averaged
     random_state:int=0,
 ) -> dict: # A and B: label_accuracy, macro_auc, micro_auc with intervals; prior; unseen trousers; seconds
     "One-vs-rest on the shirt (A) and a model of pairs (B), by repeated 5-fold over shirts, or on further shirts"
@@ -301,7 +301,7 @@ def fine_categories(
 def evaluate_amazon_graph(
     data:str|Path,       # the folder of the 2014 graph
     regimes=("edges", "warm", "cold"), # see `matching_task`
-    n_models:int=1,
+    n_models:int=1, # networks whose answers are averaged
     random_state:int=0,
 ) -> dict: # auc and interval (cold, same category), n, baselines, table, seconds
     "Learned and baselines on a real graph, asked the easy and the honest way"

@@ -227,7 +227,7 @@ def best_matcher(
     return "learned" if "learned" in shop.matchers else next(iter(shop.matchers), None)
 
 def product_name(
-    asin:str,
+    asin:str, # its key, perhaps a path
     title=None,  # may be missing
     most:int=60, # characters of the title
 ) -> str:

@@ -513,7 +513,7 @@ def connected_groups(
     return pd.factorize(connected_components(links, directed=False)[1][:n])[0]
 
 # %% ../nbs/00_catalogue.ipynb #266fb37d
-def group_names(numbers) -> list: return [f"g{n}" for n in numbers]
+def group_names(numbers) -> list: return [f"g{n}" for n in numbers] # (n,) whole numbers -> their names, such as "g7"
 
 def with_groups(
     catalogue:Catalogue, # a clean catalogue

@@ -34,7 +34,7 @@ from torch import nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from .catalogue import Catalogue, FitmatchError, read_bytes, workspace_path, writing
-from .embed import as_vectors
+from .embed import StoredVectors, as_vectors
 from .encoders import pick_device
 from .explore import sample_rows
 from .images import ImageRefused, data_uri, thumbnail
@@ -44,15 +44,22 @@ from .style import PALETTE, SOFT, Picture, finish, in_our_look, shaded_cells, su
 def _vectors(
     X,               # (n, d) numbers
     width:int|None=None, # d that the model was fitted on; None for any
-) -> np.ndarray: # (n, d) float32, finite
+) -> "np.ndarray|StoredVectors": # (n, d) float32, finite; on disk if X is
     "Vectors the network can compute with; raises `FitmatchError` naming the first that it cannot"
-    X = as_vectors(X)
+    stored = isinstance(X, StoredVectors)
+    X = X if stored else as_vectors(X)
     if width is not None and X.shape[1] != width:
         raise FitmatchError(f"embeddings of {X.shape[1]} numbers, but this classifier was fitted on {width}: use the same encoder")
+    if stored: return X  # looked at when they were copied
     with np.errstate(over="ignore"): X = np.require(X, np.float32, ("C", "W"))  # PyTorch wants what it could write to
     bad = np.flatnonzero(~np.isfinite(X).all(axis=1))
     if len(bad): raise FitmatchError(f"embeddings of {len(bad)} products are not finite float32 numbers (first: row {bad[0]}): embed them again or drop them")
     return X
+
+def _pieces(X, most:int): # generator of (m, d) tensors, of at most so many rows; from disk a few megabytes at a time
+    most = min(most, getattr(X, "block", most))
+    return (torch.from_numpy(X[i:i + most]) for i in range(0, max(1, len(X)), most))
+
 
 # %% ../nbs/07_classify.ipynb #86b52856
 def _labels(
@@ -150,7 +157,7 @@ def _mean_and_scale(
     power:float,  # of the root taken first
 ) -> tuple: # (d,) mean, (d,) standard deviation, float32; 1 where nothing varies
     "What makes a column even, from a few rows at a time in double precision"
-    def pieces(): return (_root(piece, power).double() for piece in torch.from_numpy(X).split(256))
+    def pieces(): return (_root(piece, power).double() for piece in _pieces(X, 256))
     mean = sum(piece.sum(0) for piece in pieces())/len(X)
     spread = (sum((piece - mean).square_().sum(0) for piece in pieces())/len(X)).sqrt()
     spread[spread <= 1e-7*mean.abs()] = 1  # nothing but float32's rounding
@@ -204,8 +211,8 @@ class _Predictor:
     @torch.inference_mode()
     def _logits(self, X): # (n, c), on the device
         check_is_fitted(self)
-        X, device = torch.from_numpy(_vectors(X, self.n_features_in_)), next(self.network_.parameters()).device
-        return torch.cat([self.network_(piece.to(device)) for piece in X.split(65_536)])
+        X, device = _vectors(X, self.n_features_in_), next(self.network_.parameters()).device
+        return torch.cat([self.network_(piece.to(device)) for piece in _pieces(X, 65_536)])
 
     def predict_proba(self,
         X, # (n, d) embeddings
@@ -354,9 +361,19 @@ def _evened(
     n_classes:int,
 ) -> tuple: # (n, d) inputs of the layers that do learn, (n, n_classes) one-hot targets, on the device
     "What the first layer makes of the whole table, computed once instead of in every epoch"
-    device, x = even.mean.device, torch.empty(X.shape, device=even.mean.device)
-    for piece, place in zip(torch.from_numpy(X).split(256), x.split(256)): place.copy_(even(piece.to(device)))
-    return x, F.one_hot(torch.from_numpy(codes), n_classes).float().to(device)
+    device, target = even.mean.device, F.one_hot(torch.from_numpy(codes), n_classes).float().to(even.mean.device)
+    if isinstance(X, StoredVectors): return _EvenedLater(even, X), target
+    x = torch.empty(X.shape, device=device)
+    for piece, place in zip(_pieces(X, 256), x.split(256)): place.copy_(even(piece.to(device)))
+    return x, target
+
+class _EvenedLater:
+    "The same table for vectors on disk: rows are evened out when they are asked for"
+    def __init__(self, even, X): self.even, self.X, self.device = even, X, even.mean.device
+    def __len__(self): return len(self.X)
+    def __getitem__(self, rows): return _EvenedLater(self.even, self.X.select(rows.cpu().numpy()))
+    def index_select(self, _, rows): return self.even(torch.from_numpy(self.X[rows.cpu().numpy()]).to(self.device))
+    def split(self, most): return (self.even(piece.to(self.device)) for piece in _pieces(self.X, most))
 
 def _some(table, most=10_000): # the same of so many products at most
     rows = torch.from_numpy(sample_rows(len(table[0]), most)).to(table[0].device)

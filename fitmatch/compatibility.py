@@ -19,6 +19,7 @@ from sklearn.metrics import roc_auc_score
 from torch import nn
 
 from .classify import _one_thread
+from .embed import _scratch
 from .features import ItemFeatures
 
 # %% ../nbs/08b_compatibility.ipynb #34a590e2
@@ -70,7 +71,7 @@ def score_pairs_with(
     network:PairNetwork,
     queries:ItemFeatures,    # p products
     candidates:ItemFeatures, # p products, one a query
-    block:int=8192,
+    block:int=8192, # pairs scored at a time
 ) -> np.ndarray: # (p,) float32
     "The scores of pairs"
     found, device = [], network.words.device
@@ -82,18 +83,31 @@ def score_pairs_with(
             found.append(score.cpu().numpy())
     return np.concatenate(found) if found else np.empty(0, np.float32)
 
+def _score_rows(network, items, query, candidate, block=8192) -> np.ndarray: # (p,) float32
+    "The scores of pairs of rows; the parts of some thousand pairs are picked at a time"
+    slices = [slice(begin, begin + block) for begin in range(0, max(1, len(query)), block)]
+    return np.concatenate([score_pairs_with(network, items.take(query[s]), items.take(candidate[s]), block) for s in slices])
+
 def _word_matrix(items, n_words) -> sp.csr_matrix: # (n, w) ones
     known = items.words < n_words
     return sp.csr_matrix((np.ones(known.sum(), np.float32), items.words[known], np.append(0, np.cumsum(known.sum(axis=1)))), shape=(len(items), n_words))
 
 # %% ../nbs/08b_compatibility.ipynb #5ba93646
+def _projected(network, items) -> torch.Tensor: # (n, 2·rank + 1), in a mapped file where the pictures are in one
+    "Products in the space where they are compared"
+    if not isinstance(items.picture, np.memmap): return network.project(*_on(items, network.words.device)[:3])
+    found = _scratch(len(items), network.words.shape[1], getattr(items.picture, "folder", None))
+    for begin in range(0, len(items), 8192):
+        s = slice(begin, begin + 8192)
+        found[s] = network.project(*_on(items.take(s), network.words.device)[:3]).cpu()
+    return torch.from_numpy(found).to(network.words.device)
+
 class AgainstAll:
     "Products made ready to be scored with any query: projected once, asked often"
     def __init__(self, network:PairNetwork, candidates:ItemFeatures):
         self.network, self.n_words = network, len(network.rarity) - 1
         with torch.inference_mode():
-            parts = _on(candidates, network.words.device)
-            self.projected, self.values = network.project(*parts[:3]), parts[3]
+            self.projected, self.values = _projected(network, candidates), torch.from_numpy(candidates.values).to(network.words.device)
             weigh = network.shared[network.rarity[:self.n_words]].cpu().numpy()
         self.words = (_word_matrix(candidates, self.n_words) @ sp.diags(weigh)).T.tocsr()
 
@@ -119,7 +133,7 @@ class KnownPairs:
         groups:np.ndarray, # (n,) group of variants of each product
         labels:np.ndarray, # (n,) label number of each product, -1 for unknown
         rows:np.ndarray,   # (k,) products that may be drawn
-        symmetric:bool=True,
+        symmetric:bool=True, # was b bought with a where a was bought with b?
     ):
         self.groups, self.labels = (torch.from_numpy(np.asarray(a, dtype=np.int64)) for a in (groups, labels))
         self.n = int(self.groups.max()) + 1
@@ -130,7 +144,7 @@ class KnownPairs:
         self.members = torch.from_numpy(np.asarray(rows)[order])
         self.kinds, self.start, self.size = (torch.from_numpy(a) for a in np.unique(np.asarray(labels)[rows][order], return_index=True, return_counts=True))
 
-    def are_known(self, query, candidate) -> torch.Tensor:
+    def are_known(self, query, candidate) -> torch.Tensor: # (p,) rows, (p,) rows -> (p,) booleans
         "Whether pairs were bought together, or are variants of each other"
         q, c = self.groups[query], self.groups[candidate]
         key = q*self.n + c
@@ -206,7 +220,7 @@ def train_network(
             for batch in torch.randperm(len(pairs), generator=draw).split(s["batch_size"]):
                 losses.append(batches.step(*both[batch].T))
                 schedule.step()
-        auc = roc_auc_score(truth, score_pairs_with(network, items.take(query), items.take(candidate)))
+        auc = roc_auc_score(truth, _score_rows(network, items, query, candidate))
         rows.append(dict(epoch=epoch + 1, loss=np.mean(losses), auc=auc))
         if auc > best[0]: best = (auc, copy.deepcopy(network.state_dict()), epoch)
         elif epoch - best[2] >= s["patience"]: break

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STORE_FORMAT', 'LOCK_PATIENCE', 'LOCK_BEAT', 'LOCK_SILENCE', 'MANY_FRAGMENTS', 'MARGIN', 'PRECISIONS', 'RUNTIMES',
-           'TOLERANCE', 'as_vectors', 'check_vectors', 'EmbeddingStore', 'open_for', 'taken_apart', 'best_precision',
-           'plans', 'FastEncoder', 'fast', 'encode_images', 'embed']
+           'TOLERANCE', 'as_vectors', 'check_vectors', 'EmbeddingStore', 'StoredVectors', 'open_for', 'taken_apart',
+           'best_precision', 'plans', 'FastEncoder', 'fast', 'encode_images', 'embed', 'vectors_of']
 
 # %% ../nbs/05_embed.ipynb #0233354a
 import copy
@@ -15,7 +15,9 @@ import io
 import json
 import os
 import re
+import shutil
 import socket
+import tempfile
 import threading
 import time
 import uuid
@@ -38,9 +40,10 @@ from torch import nn
 from torch.fx.experimental.optimization import fuse
 from tqdm.auto import tqdm
 
-from .catalogue import Catalogue, FitmatchError, connect_lance, disk_errors_explained, is_remote, read_bytes, refuse_newer, store_trouble, workspace_path, writing
+from .catalogue import Catalogue, FitmatchError, connect_lance, disk_errors_explained, is_remote, read_bytes, refuse_newer, select, store_trouble, workspace_path, writing
 from .encoders import Encoder, pick_device, state_sha256
 from .engine import Stage, pick_engine, start_ray, stream
+from .fetch import cache_folder
 from .images import FORMATS, MAX_PIXELS, MIN_SIDE, _is_blank, _read_bytes, map_ahead, open_image
 
 # %% ../nbs/05_embed.ipynb #d48476d7
@@ -63,7 +66,8 @@ def check_vectors(
     "The vectors as float32, when all are finite, non-zero and of the right width; else `FitmatchError`"
     X = np.ascontiguousarray(as_vectors(X), dtype=np.float32)
     if dim and X.shape[1] != dim: raise FitmatchError(f"vectors of {X.shape[1]} numbers, expected {dim}: use the same encoder")
-    bad = np.flatnonzero(~np.isfinite(X).all(axis=1) | ~X.any(axis=1))
+    pieces = (X[i:i + 4096] for i in range(0, len(X), 4096))
+    bad = np.flatnonzero(np.concatenate([~np.isfinite(x).all(axis=1) | ~x.any(axis=1) for x in pieces] or [[]]))
     if len(bad):
         name = asins[bad[0]] if asins is not None else f"row {bad[0]}"
         raise FitmatchError(f"{len(bad)} of {len(X)} vectors are zero or not finite, the first of {name}: the encoder cannot be used on this picture")
@@ -330,6 +334,123 @@ class EmbeddingStore:
         with _lance_errors_explained(self.path):
             if self._table.stats()["fragment_stats"]["num_fragments"] > MANY_FRAGMENTS: self._table.optimize(cleanup_older_than=timedelta(hours=1))
 
+# %% ../nbs/05_embed.ipynb #05e10002
+def _scratch(
+    n:int, d:int, # rows and columns
+    folder:str|Path|None=None, # on the disk to use; default: `cache_folder()`
+) -> np.memmap: # (n, d) float32 zeros
+    "A table in a file without a name, which is gone with the last who uses it. Raises `FitmatchError` where the disk has no room"
+    folder, size = Path(folder or cache_folder()), 4*n*d
+    if not size: return np.empty((n, d), np.float32)
+    with disk_errors_explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(folder).free
+        if free < size:
+            raise FitmatchError(f"a scratch copy of {n:,} x {d} numbers takes {size/1e6:,.1f} MB, but the disk of {folder} has {free/1e6:,.1f} MB left: "
+                                "free some, or choose another disk with folder=… or FITMATCH_CACHE")
+        with tempfile.TemporaryFile(dir=folder) as file:
+            if hasattr(os, "posix_fallocate"): os.posix_fallocate(file.fileno(), 0, size)  # a disk that fills up says so here; later it would end the process
+            else: file.truncate(size)
+            return np.memmap(file, np.float32, "r+", shape=(n, d))
+
+# %% ../nbs/05_embed.ipynb #05e10003
+_PIECE = 2**20 # numbers read at a time: 4 MB, for which Lance takes ten times as much
+
+def _keys(store:EmbeddingStore) -> pa.Table: # asin, image_sha256, checksum, sorted by asin
+    "Everything of a store but its vectors. Lost rows raise `FitmatchError`"
+    seal = _read_seal(store._seal)
+    with _lance_errors_explained(store.path):
+        store._table.checkout_latest()
+        rows = store._table.search().select(["asin", "image_sha256", "checksum"]).limit(None).to_arrow().sort_by("asin")
+        if _breaks_seal(seal, _seal_of(store._table, rows)): raise ValueError("its checksums do not fit")
+    return rows
+
+def _stored_pieces(store:EmbeddingStore, n:int): # generator of (asins, X (m, d)), as last looked at by `_keys`; n rows in all
+    "The vectors piece by piece, in the store's own order. Damaged ones raise `FitmatchError`"
+    step = max(1, _PIECE//store.dim)
+    for start in range(0, n, step):
+        with _lance_errors_explained(store.path):
+            rows = store._table.search().select(["asin", "image_sha256", "checksum", "vector"]).limit(step).offset(start).to_arrow()
+            X, asins = np.array(rows["vector"].combine_chunks().flatten(), dtype=np.float32).reshape(len(rows), store.dim), rows["asin"].to_pylist()
+            if _checksums(asins, rows["image_sha256"].to_pylist(), X) != rows["checksum"].to_pylist(): raise ValueError("its checksums do not fit")
+        yield asins, X
+
+# %% ../nbs/05_embed.ipynb #05e10004
+def _copied(
+    store:EmbeddingStore,
+    asins,  # (n,) keys
+    folder, # as for `_scratch`
+) -> np.memmap: # (n, d)
+    "The vectors of some products, in their order, in a scratch file. Raises `FitmatchError` when the store lacks one"
+    keys, place = _keys(store), {asin: i for i, asin in enumerate(asins)}
+    if not 0 < len(place) == len(asins): raise FitmatchError(f"{len(asins)} products, {len(place)} of them different: name at least one, and each once")
+    missing, found = place.keys() - set(keys["asin"].to_pylist()), np.zeros(len(asins), bool)
+    if missing:
+        first = min(missing, key=place.get)
+        raise FitmatchError(f"{len(missing)} of {len(asins)} products have no vector in {store.path} (first: {first}): embed(catalogue, encoder, store) computes what is missing, in the shell 'fitmatch embed'")
+    out = _scratch(len(asins), store.dim, folder)
+    for some, X in _stored_pieces(store, len(keys)):
+        rows = np.array([place.get(asin, -1) for asin in some], dtype=int)
+        out[rows[rows >= 0]] = check_vectors(X, some)[rows >= 0]
+        found[rows[rows >= 0]] = True
+    if not found.all(): raise FitmatchError(f"{store.path} changed while it was read: try again")
+    return out
+
+# %% ../nbs/05_embed.ipynb #05e10005
+class StoredVectors:
+    "Vectors of a store as a table (n, d) on disk: what is asked for comes into memory, nothing else"
+    dtype, ndim = np.dtype(np.float32), 2
+    def __init__(self,
+        store:EmbeddingStore, # where the vectors are kept, on this machine or on S3
+        asins,                # (n,) products: row i belongs to asins[i]
+        folder:str|Path|None=None, # for the scratch copy, n·d·4 bytes; default: `cache_folder()`
+    ): self._hold(_copied(store, np.asarray(asins, dtype=object), folder), None, folder)
+
+    def _hold(self, numbers, rows, folder):
+        self._numbers, self._rows, self.folder = np.asarray(numbers), rows, folder
+        self.shape = (len(numbers) if rows is None else len(rows), numbers.shape[1])
+        self.size, self.block = self.shape[0]*self.shape[1], max(1, _PIECE//self.shape[1]) # block: rows that are read at a time
+        return self
+
+    def _open(self) -> np.ndarray:
+        if self._numbers is None: raise FitmatchError("these vectors were closed: make StoredVectors(store, asins) again, and keep it open as long as something learns from it or searches in it")
+        return self._numbers
+
+    def __len__(self): return self.shape[0]
+    def __repr__(self): return f"StoredVectors of {self.shape[0]:,} products, {self.shape[1]} numbers each, on disk"
+    def __reduce__(self): raise FitmatchError("vectors on disk cannot be sent or pickled: save what was learned with its .save(), or send np.array(X[rows])")
+
+    def __getitem__(self, rows) -> np.ndarray: # (m, d) float32 in memory; (d,) for a single number
+        "Rows by number, slice, or booleans"
+        found = self._open()[rows if self._rows is None else self._rows[rows]]
+        return found if found.base is None else found.copy()
+
+    def blocks(self): # generator of (slice, (m, d) float32)
+        "All rows in order, some megabytes at a time"
+        for i in range(0, len(self), self.block): yield slice(i, min(i + self.block, len(self))), self[i:i + self.block]
+
+    def select(self,
+        rows, # row numbers, a slice or booleans
+    ) -> "StoredVectors":
+        "Some of the rows, still on disk"
+        return object.__new__(StoredVectors)._hold(self._open(), (np.arange(len(self)) if self._rows is None else self._rows)[rows], self.folder)
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        "The numbers as an array that cannot be written to and whose memory is the file; a selection is first copied to a file of its own"
+        if self._rows is not None:
+            own = _scratch(*self.shape, self.folder)
+            for s, x in self.blocks(): own[s] = x
+            self._hold(own, None, self.folder)
+        found = self._open().view()
+        found.flags.writeable = False
+        return found.astype(dtype or self.dtype, copy=bool(copy))
+
+    def close(self):
+        "Lets go of the scratch copy; selections and arrays made of it keep it as long as they are used"
+        self._numbers = None
+    def __enter__(self): return self
+    def __exit__(self, *_): self.close()
+
 # %% ../nbs/05_embed.ipynb #135ab413
 MARGIN = 4 # a picture decoded at reduced scale stays this many times as large as the network's input
 
@@ -447,7 +568,7 @@ def _cpu_flags() -> dict: # name -> bool
     return {"amx_bf16": ask("_is_amx_tile_supported"), "avx512_bf16": ask("_is_avx512_bf16_supported")}
 
 def best_precision(
-    device:torch.device,
+    device:torch.device, # where the network computes
     flags:dict|None=None, # of the processor; default: asked
 ) -> str: # one of `PRECISIONS`
     "The shortest numbers that a device multiplies in hardware and that fit"
@@ -550,7 +671,7 @@ def plans(
 # %% ../nbs/05_embed.ipynb #92c4e32e
 class FastEncoder(Encoder):
     "An encoder made ready for many pictures; its vectors are those of the encoder within what `precision` costs"
-    def __init__(self, encoder:Encoder, half:_Bytes|None, run, runtime:str, precision:str):
+    def __init__(self, encoder:Encoder, half:_Bytes|None, run, runtime:str, precision:str): # preprocessing to bytes, what computes a batch of them, and how, one of `RUNTIMES` and of `PRECISIONS`
         self.info, self.weights_sha256, self.device = encoder.info, encoder.weights_sha256, encoder.device
         self.network, self.encode_text = encoder.network, encoder.encode_text
         self.preprocess, self.encode = half or encoder.preprocess, run # `encode` takes a stack of what `preprocess` gives
@@ -745,3 +866,41 @@ def _merge_stored(catalogue, store, X, computed):
         position = dict(zip(asins, range(len(asins))))
         X[rest] = stored[[position[a] for a in catalogue.products["asin"].to_numpy()[rest]]]
     return X
+
+# %% ../nbs/05_embed.ipynb #05e1000a
+def _memory() -> int: # bytes
+    "Memory of this machine, or what its container may use"
+    try: whole = os.sysconf("SC_PAGE_SIZE")*os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError): whole = 8*2**30  # where it cannot be asked
+    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try: whole = min(whole, int(Path(limit).read_text()))
+        except (OSError, ValueError): pass  # no container, or "max"
+    return whole
+
+def _embed_missing(catalogue, encoder, store, part, batch_size=None, shard=512, progress=True, engine="auto", precision="auto"):
+    "Computes and commits what the store lacks, `part` products at a time"
+    def lacking():
+        keys = _keys(store)
+        known = dict(zip(keys["asin"].to_pylist(), keys["image_sha256"].to_pylist()))
+        return np.array([i for i, (a, h) in enumerate(zip(catalogue.products["asin"], _hashes(catalogue))) if a not in known or known[a] != h], dtype=int)
+    if not len(lacking()): return
+    ready = fast(encoder, engine, precision)
+    with store.writing():
+        todo = lacking()  # now that nobody else writes
+        for i in range(0, len(todo), part):
+            some = select(catalogue, todo[i:i + part])
+            _compute(some, ready, store, np.empty((len(some), encoder.info.dim), np.float32), np.arange(len(some)), batch_size, shard, progress)
+
+def vectors_of(
+    catalogue:Catalogue, # clean; its pictures checked by `check_images`
+    encoder:Encoder,     # of `load_encoder`
+    store:EmbeddingStore, # where vectors are kept
+    in_memory_below:float=.1, # share of the memory that the vectors may take; training needs several times as much
+    folder:str|Path|None=None, # of the scratch copy, as for `StoredVectors`
+    part:int=20_000,     # products that are embedded at a time where memory is short
+    **how,               # as for `embed`
+) -> "np.ndarray|StoredVectors": # (n, d), row i belongs to product i
+    "The embeddings of a catalogue, in memory or on disk; what is missing is computed. Raises `FitmatchError` as `embed` does"
+    if 4*len(catalogue)*encoder.info.dim <= in_memory_below*_memory(): return embed(catalogue, encoder, store, **how)
+    _embed_missing(catalogue, encoder, store, part, **how)
+    return StoredVectors(store, catalogue.products["asin"], folder)

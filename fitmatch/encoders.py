@@ -115,7 +115,7 @@ class _Residual(nn.Module):
 class FashionNet(nn.Module):
     "A small residual network with the same interface as `FashionCNN`"
     dim = 256
-    def __init__(self, widths=(32, 64, 128, 256), mid=96, repeats=(1, 1, 2)):
+    def __init__(self, widths=(32, 64, 128, 256), mid=96, repeats=(1, 1, 2)): # channels of the four steps, of the bottleneck, and residual blocks after the second, third and fourth
         super().__init__()
         a, b, c, d = widths
         def down(i, o): return [nn.Conv2d(i, o, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(o), nn.ReLU(inplace=True)]
@@ -142,11 +142,11 @@ def read_weights(
     except (SafetensorError, ValueError, OSError) as e:
         raise FitmatchError(f"{path} is not a sound safetensors file ({str(e).splitlines()[0][:80]}): download or copy it again") from e
 
-def file_sha256(path:str|Path) -> str:
+def file_sha256(path:str|Path) -> str: # -> 64 hexadecimal digits
     "The checksum that names a weights file"
     with open(path, "rb") as f: return hashlib.file_digest(f, "sha256").hexdigest()
 
-def state_sha256(state:dict) -> str:
+def state_sha256(state:dict) -> str: # name -> tensor; gives 64 hexadecimal digits
     "The checksum of tensors, whatever file they came in"
     digest = hashlib.sha256()
     for name in sorted(state):
@@ -178,7 +178,7 @@ class Encoder:
         network:nn.Module, # (n, 3, h, w) float tensor -> (n, dim)
         preprocess,        # PIL picture -> (3, h, w) float32 tensor
         weights_sha256:str, # says which weights these are
-        device:str|torch.device|None=None,
+        device:str|torch.device|None=None, # as for `pick_device`
     ):
         self.info, self.preprocess, self.weights_sha256, self.device = info, preprocess, weights_sha256, pick_device(device)
         self.network = network.eval().requires_grad_(False).to(self.device, memory_format=torch.channels_last)
@@ -492,7 +492,7 @@ class ProductEncoder(Encoder):
     def __call__(self, products) -> np.ndarray: # a Catalogue or its table -> (n, dim) float32
         return self.titles.transform(getattr(products, "products", products))
     def encode_text(self, texts) -> np.ndarray: return self.titles.encode_text(texts) # strings -> (n, dim) float32
-    def preprocess(self, image): raise FitmatchError("'titles' reads the words of products and sees no picture: type encoder(catalogue.products)")
+    def preprocess(self, image): raise FitmatchError("'titles' reads the words of products and sees no picture: type encoder(catalogue.products)") # refused: there is no picture to prepare
     encode = preprocess
 
 _TITLES_INFO = EncoderInfo("titles", 128, 0, 0, "Apache-2.0", 0, "fitted on your catalogue", "no picture: TF-IDF and SVD over title, category and colour",
@@ -545,7 +545,7 @@ def _unknown(
     return FitmatchError(f"unknown encoder {name!r}" + (f"; did you mean {' or '.join(near)}?" if near else ";") +
                          f" fitmatch.encoders.list_encoders({pattern}) lists all")
 
-def encoder_info(name:str) -> EncoderInfo:
+def encoder_info(name:str) -> EncoderInfo: # one of `list_encoders`
     "What an encoder is, without loading its weights"
     return _entry(name)[1](name)
 

@@ -20,15 +20,6 @@ from .catalogue import FitmatchError
 # %% ../nbs/01c_engine.ipynb #1ce00007
 WORKPLACES = ("local", "ray")
 
-def pick_engine(
-    engine:str|None=None, # "local" or "ray"; default: FITMATCH_ENGINE, else "local"
-) -> str: # one of `WORKPLACES`
-    "Where the work is done. Raises `FitmatchError` for an unknown engine"
-    chosen = engine or os.environ.get("FITMATCH_ENGINE") or "local"
-    if chosen not in WORKPLACES: raise FitmatchError(f"unknown engine {chosen!r}: type --engine local or --engine ray (or set FITMATCH_ENGINE)")
-    return chosen
-
-# %% ../nbs/01c_engine.ipynb #1ce00010
 def _import_ray():
     "Ray, quiet; its absence in words"
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -37,22 +28,40 @@ def _import_ray():
     for name in ("ray", "ray.data"): logging.getLogger(name).setLevel(logging.CRITICAL)  # what there is to say is said here
     return ray
 
+def pick_engine(
+    engine:str|None=None, # "local" or "ray"; default: FITMATCH_ENGINE, else "local"
+) -> str: # one of `WORKPLACES`
+    "Where the work is done. Raises `FitmatchError` for an unknown engine, and where Ray is not installed"
+    chosen = engine or os.environ.get("FITMATCH_ENGINE") or "local"
+    if chosen not in WORKPLACES: raise FitmatchError(f"unknown engine {chosen!r}: type --engine local or --engine ray (or set FITMATCH_ENGINE)")
+    if chosen == "ray": _import_ray()
+    return chosen
+
+# %% ../nbs/01c_engine.ipynb #1ce00010
+_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])  # of gRPC; the answer is a frame of type 4 (RFC 9113, 3.4)
+
 def _check_answer(
-    address:str, # "host:port", perhaps with ray:// before it
+    address:str, # "host:port"
     patience:float=5., # seconds
 ):
-    "Raises `FitmatchError` where nothing answers"
-    host, _, port = address.rpartition("://")[2].rpartition(":")
-    if not host or not port.isdigit(): raise FitmatchError(f"RAY_ADDRESS={address!r} is no address: type for example RAY_ADDRESS=10.0.0.5:6379, or leave it out for a cluster on this machine")
-    try: socket.create_connection((host.strip("[]"), int(port)), patience).close()
-    except OSError as e:
-        raise FitmatchError(f"no Ray cluster answers at {address} ({e.strerror or e}): start one there with 'ray start --head --port={port}', or leave RAY_ADDRESS out for one on this machine") from e
+    "Raises `FitmatchError` where no Ray cluster answers"
+    host, _, port = address.rpartition(":")
+    if "://" in address or not host or not port.isdigit():
+        raise FitmatchError(f"RAY_ADDRESS={address!r} is no host and port: on a machine of the cluster type for example RAY_ADDRESS=10.0.0.5:6379, or leave it out for a cluster on this machine")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), patience) as connection:
+            connection.settimeout(patience)
+            if not os.environ.get("RAY_USE_TLS"):
+                connection.sendall(_GREETING)
+                if connection.recv(9)[3:4] != b"\x04": raise OSError("what answers there is not Ray")
+    except (OSError, OverflowError) as e:
+        raise FitmatchError(f"no Ray cluster answers at {address} ({getattr(e, 'strerror', None) or e}): start one there with 'ray start --head --port={port}', or leave RAY_ADDRESS out for one on this machine") from e
 
 # %% ../nbs/01c_engine.ipynb #1ce00013
 @dataclass(frozen=True)
 class Cluster:
     "What a Ray cluster has"
-    nodes:int   # machines that are alive
+    nodes:int   # machines that can work
     cpus:float  # in all
     gpus:float  # in all
     node_cpus:float # of the smallest node
@@ -98,8 +107,9 @@ def start_ray(
             with _silenced(): ray.init(address=address or "local", log_to_driver=False, configure_logging=False, **here)
         except Exception as e: raise FitmatchError(f"Ray cannot be started at {address or 'this machine'} ({type(e).__name__}: {_first_line(e)}): look whether 'ray status' answers there") from e
         _check_workers(ray, _alive(ray))
-    total, cpus = ray.cluster_resources(), [n["Resources"].get("CPU", 0) for n in _alive(ray)]
-    return Cluster(len(cpus), total.get("CPU", 0), total.get("GPU", 0), min([c for c in cpus if c] or [1]))
+    total, cpus = ray.cluster_resources(), [n["Resources"]["CPU"] for n in _alive(ray) if n["Resources"].get("CPU")]
+    if not cpus: raise FitmatchError("the Ray cluster has no processors: start a worker with 'ray start --address=…'")
+    return Cluster(len(cpus), total["CPU"], total.get("GPU", 0), min(cpus))
 
 def _alive(ray) -> list: return [n for n in ray.nodes() if n["Alive"]]
 

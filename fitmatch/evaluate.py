@@ -479,7 +479,7 @@ def cosine_scorer(task:MatchingTask) -> Callable:
     V = normalise(_vectors_of(task))
     return lambda query, candidate: np.einsum("ij,ij->i", V[query], V[candidate]).astype(float)
 
-def also_buy_scorer(task:MatchingTask, n_neighbors:int=5) -> Callable:
+def also_buy_scorer(task:MatchingTask, n_neighbors:int=5) -> Callable: # nearest products of a photo that are looked through
     "The original project's rule, knowing the training part only; -1 for what it does not reach"
     X, known, train = _vectors_of(task), known_part(task), np.flatnonzero(task.part == "train")
     if not known.n_edges(): return lambda query, candidate: np.full(len(query), -1.)
@@ -509,7 +509,7 @@ def training_examples(
     if not len(q): raise FitmatchError("left out: no known purchase has a wrong answer of its category to learn from")
     return np.tile(q, 2), np.concatenate([right, wrong]), np.repeat([True, False], len(q))
 
-def pair_features_scorer(task:MatchingTask, dim:int=64, C:float=.01, random_state:int=0) -> Callable:
+def pair_features_scorer(task:MatchingTask, dim:int=64, C:float=.01, random_state:int=0) -> Callable: # principal directions kept; C: inverse strength of the penalty, as in scikit-learn
     "`[|a−b|, a·b]` of scaled and reduced vectors, and a logistic regression; gives probabilities"
     X, (query, candidate, truth) = np.asarray(_vectors_of(task), np.float32), training_examples(task, random_state)
     scaler = StandardScaler().fit(X[task.part == "train"])
@@ -557,7 +557,7 @@ def fit_scorers(
 
 # %% ../nbs/10_evaluate.ipynb #f47bf410
 def resample_groups(
-    n_groups:int,
+    n_groups:int, # groups that are drawn from, and as many in each sample
     n_resamples:int=2000,
     random_state:int=0,
 ) -> np.ndarray: # (n_groups, n_resamples) float32: how often each group is in each sample
@@ -650,7 +650,7 @@ def rank_rows(
 # %% ../nbs/10_evaluate.ipynb #f314727a
 def top_chances(
     S:np.ndarray, # (c, m) scores; NaN is not ranked
-    k:int=10,
+    k:int=10, # answers that are looked at
 ) -> np.ndarray: # (c, m) chance to be among the first k when ties are broken by a coin
     "1 above the last place, 0 below, a share where the last place is tied"
     missing = np.isnan(S)
@@ -832,7 +832,7 @@ def scoreboard(
 
 def readable(
     table:pd.DataFrame, # from `scoreboard`
-    metrics=("auc", "auc_random", "accuracy", "fitb", "recall@10", "mrr", "ndcg@10", "coverage", "diversity", "ece"),
+    metrics=("auc", "auc_random", "accuracy", "fitb", "recall@10", "mrr", "ndcg@10", "coverage", "diversity", "ece"), # columns to show, in order
 ) -> pd.DataFrame: # texts such as `0.592 (0.575 to 0.609)`
     "The scoreboard for people"
     def cell(row, key):
@@ -920,7 +920,7 @@ def reliability(
     p:np.ndarray,     # (p,) probabilities
     truth:np.ndarray, # (p,) whether each pair is true
     groups=None,      # (p,) group of each pair's photo: then the interval is a bootstrap over groups, else Wilson's
-    bins:int=10,
+    bins:int=10, # equally wide ones from 0 to 1
     n_resamples:int=1000,
     random_state:int=0,
 ) -> pd.DataFrame: # a row a bin that has pairs: predicted (mean probability), observed (share of true ones), low, high, n; attrs: brier, ece
@@ -950,7 +950,7 @@ def _wilson(share, n, z=1.96) -> tuple: # Wilson 1927
 def plot_calibration(
     p, truth,      # (p,) probabilities and whether each pair is true
     groups=None,   # (p,) group of each pair's photo
-    bins:int=10, n_resamples:int=1000, random_state:int=0,
+    bins:int=10, n_resamples:int=1000, random_state:int=0, # as for `reliability`, like those beside it
 ) -> Picture:
     "The reliability diagram: dots with 95 % intervals around the diagonal, and below it how many pairs each stands for"
     table = reliability(p, truth, groups, bins, n_resamples, random_state)
@@ -1009,7 +1009,7 @@ def _broken_down(tasks, scorers, names_of, columns, n_resamples, random_state, l
 
 def by_category_pair(
     tasks,                # a `MatchingTask`, or a list of them: then figures are means over the tasks, of intervals too
-    scorers:dict=SCORERS,
+    scorers:dict=SCORERS, # {name: scorer}
     n_resamples:int=2000,
     random_state:int=0,
     least:int=10,         # right answers that a part needs for a row

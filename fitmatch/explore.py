@@ -20,11 +20,13 @@ from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from scipy.optimize import linear_sum_assignment
+from scipy.sparse import csr_matrix
 from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score, pairwise_distances, silhouette_score
 from threadpoolctl import threadpool_limits
 
 from .catalogue import Catalogue, FitmatchError
+from .embed import StoredVectors
 from .images import ImageRefused, data_uri, map_ahead, open_image, thumbnail
 from .mappage import Sheets, map_assets, map_page, picture_sheets, repacked, script_json
 from .projection import METHODS, Reduction, _checked, _principal_axes, _project, reduce, sample_rows, trust
@@ -37,20 +39,32 @@ def _threads_for(X):
     with threadpool_limits(1 if X.size < 4_000_000 else None): yield
 
 # %% ../nbs/06_explore.ipynb #126b739d
+def _starts(
+    X:np.ndarray, # (n, d) float32
+    k:int,        # clusters
+    random_state:int, # seed
+) -> list: # one or two (k, d) arrays, the better first; or a fitted KMeans where there is no way round fitting
+    "The centres of the best of twenty runs in few dimensions"
+    dims = max(32, 2*k)
+    if len(X) < X.shape[1] or X.shape[1] < 2*dims:
+        with _threads_for(X): return KMeans(k, n_init=10, random_state=random_state).fit(X)
+    axes, draw = _principal_axes(X, dims), np.random.RandomState(random_state)
+    flat = _project(axes, X)
+    with _threads_for(flat): starts = sorted((KMeans(k, n_init=1, random_state=draw).fit(flat) for _ in range(20)), key=lambda m: m.inertia_)
+    return [axes.inverse_transform(start.cluster_centers_).astype(np.float32) for start in starts[:2]]
+
+
+# %% ../nbs/06_explore.ipynb #06e10006
 def _kmeans(
     X:np.ndarray, # (n, d) numbers
     k:int,        # clusters
     random_state:int, # seed of the starts
 ) -> KMeans:
     "A fitted KMeans: the best of twenty starts in few dimensions, finished in all"
-    X, dims = X.astype(np.float32, copy=False), max(32, 2*k)
-    if len(X) < X.shape[1] or X.shape[1] < 2*dims:
-        with _threads_for(X): return KMeans(k, n_init=10, random_state=random_state).fit(X)
-    axes, draw = _principal_axes(X, dims), np.random.RandomState(random_state)
-    flat = _project(axes, X)
-    with _threads_for(flat): starts = sorted((KMeans(k, n_init=1, random_state=draw).fit(flat) for _ in range(20)), key=lambda m: m.inertia_)
-    centres = [axes.inverse_transform(start.cluster_centers_).astype(np.float32) for start in starts[:2]]
-    with _threads_for(X): return min((KMeans(k, init=c, n_init=1).fit(X) for c in centres), key=lambda m: m.inertia_)
+    X = X.astype(np.float32, copy=False)
+    starts = _starts(X, k, random_state)
+    if isinstance(starts, KMeans): return starts
+    with _threads_for(X): return min((KMeans(k, init=c, n_init=1).fit(X) for c in starts), key=lambda m: m.inertia_)
 
 # %% ../nbs/06_explore.ipynb #8becc473
 def cluster_curve(
@@ -100,16 +114,80 @@ def plot_cluster_curve(
 
 # %% ../nbs/06_explore.ipynb #251af86a
 def cluster(
-    X,                  # (n, d) embeddings
+    X,                  # (n, d) embeddings, in memory or `StoredVectors`
     k:int=7,            # number of clusters
     random_state:int=0, # seed of the starts
 ) -> np.ndarray: # (n,) cluster of each product, 0 the largest
     "kMeans groups of what looks alike, the best of many starts; raises `FitmatchError` for fewer products than clusters"
-    X = _checked(X)
+    stored = isinstance(X, StoredVectors)
+    X = X if stored else _checked(X)
     if not 1 <= k <= len(X): raise FitmatchError(f"{k} clusters need at least {k} products; there are {len(X)}: choose k from 1 to {len(X)}")
-    labels = _kmeans(X, k, random_state).labels_
+    labels = _kmeans_on_disk(X, k, random_state) if stored else _kmeans(X, k, random_state).labels_
     rank = np.argsort(np.argsort(-np.bincount(labels, minlength=k), kind="stable"), kind="stable")
     return rank[labels]
+
+# %% ../nbs/06_explore.ipynb #06e10002
+def _passed(
+    X:StoredVectors,     # (n, d)
+    mean:np.ndarray,     # (d,) what is subtracted, so that single precision has digits to spare
+    centres:np.ndarray,  # (k, d) float32, after that subtraction
+    labels, distances,   # (n,) are filled: the nearest centre, the squared distance to it
+) -> tuple: # (k, d) sums of the products of each centre, (k,) how many they are
+    "One pass: every product goes to the nearest centre"
+    sums, counts, lengths = np.zeros(centres.shape), np.zeros(len(centres), np.int64), (centres**2).sum(axis=1)
+    for s, x in X.blocks():
+        x -= mean
+        scores = lengths - 2*(x @ centres.T)
+        labels[s] = scores.argmin(axis=1)
+        distances[s] = scores.min(axis=1) + np.einsum("ij,ij->i", x, x)
+        member = csr_matrix((np.ones(len(x), np.float32), labels[s], np.arange(len(x) + 1)), shape=(len(x), len(centres)))
+        sums += member.T @ x
+        counts += np.bincount(labels[s], minlength=len(centres))
+    return sums, counts
+
+# %% ../nbs/06_explore.ipynb #06e10003
+def _mean_and_variance(X:StoredVectors) -> tuple: # (d,) mean, mean over the columns of their variance
+    near, total, squares = X[:X.block].mean(axis=0), 0., 0.
+    for _, x in X.blocks():
+        x -= near
+        total, squares = total + x.sum(axis=0, dtype=np.float64), squares + np.einsum("ij,ij->j", x, x, dtype=np.float64)
+    return (near + total/len(X)).astype(np.float32), (squares/len(X) - (total/len(X))**2).mean()
+
+def _lloyd(
+    X:StoredVectors, # (n, d)
+    centres,         # (k, d) where they start
+    most:int=300, tol:float=1e-4, # passes at most; share of the variance by which centres may still move: scikit-learn's
+) -> tuple: # (n,) int32 labels, inertia
+    "KMeans in passes over the file, exactly"
+    mean, variance = _mean_and_variance(X)
+    centres, labels, distances, before = centres - mean, np.empty(len(X), np.int32), np.empty(len(X), np.float32), None
+    for _ in range(most):
+        sums, counts = _passed(X, mean, centres, labels, distances)
+        if before is not None and np.array_equal(labels, before): return labels, float(distances.sum(dtype=np.float64))
+        empties = np.flatnonzero(counts == 0)
+        for empty, far in zip(empties, np.argsort(-distances, kind="stable") if len(empties) else ()):
+            if distances[far] <= 0: break  # fewer different products than centres
+            x, own = X[int(far)] - mean, labels[far]
+            sums[empty], counts[empty], sums[own], counts[own] = x, 1, sums[own] - x, counts[own] - 1
+        moved = np.where(counts[:, None] > 0, sums/np.maximum(counts, 1)[:, None], centres).astype(np.float32)
+        shift, centres, before = ((moved - centres)**2).sum(), moved, labels.copy()
+        if shift <= tol*variance: break
+    _passed(X, mean, centres, labels, distances)
+    return labels, float(distances.sum(dtype=np.float64))
+
+# %% ../nbs/06_explore.ipynb #06e10004
+_START_ROWS = 65_536 # products that the starts are looked for in
+
+def _kmeans_on_disk(
+    X:StoredVectors, # (n, d)
+    k:int,           # clusters
+    random_state:int, # seed of the starts and of the sample for them
+) -> np.ndarray: # (n,) int32 labels
+    "What `_kmeans` finds, without having the vectors in memory"
+    some = X if len(X) <= _START_ROWS else X.select(sample_rows(len(X), _START_ROWS, random_state))
+    starts = _starts(np.asarray(some), k, random_state)
+    if isinstance(starts, KMeans): starts = [starts.cluster_centers_]
+    return min((_lloyd(X, start) for start in starts), key=lambda found: found[1])[0]
 
 # %% ../nbs/06_explore.ipynb #4f51ef25
 def _crosstab(labels, truth) -> pd.DataFrame:

@@ -307,15 +307,15 @@ class PictureTextEncoder(Encoder):
         info:EncoderInfo,
         model:nn.Module, # has encode_image(x, normalize), encode_text(tokens, normalize) and the logarithm logit_scale
         preprocess,      # PIL picture -> (3, h, w) float32 tensor
-        weights_sha256:str,
+        weights_sha256:str, # says which weights these are
         make_tokenizer,  # called once, when a text is read for the first time: gives texts -> (n, length) tokens
-        device:str|torch.device|None=None,
+        device:str|torch.device|None=None, # as for `pick_device`
     ):
         super().__init__(info, _Towers(model), preprocess, weights_sha256, device)
         self.logit_scale, self._make_tokenizer = float(model.logit_scale.detach().exp()), make_tokenizer # how strongly a cosine counts in a softmax
 
     @cached_property
-    def tokenizer(self): return self._make_tokenizer()
+    def tokenizer(self): return self._make_tokenizer() # made when it is first asked for: some read a file
 
     def encode_text(self, texts, batch_size:int=256) -> np.ndarray: # strings -> (n, dim) float32 of unit length
         texts = [texts] if isinstance(texts, str) else list(texts)

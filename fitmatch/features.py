@@ -18,6 +18,7 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
 from .catalogue import FitmatchError
+from .embed import StoredVectors, _scratch
 
 # %% ../nbs/08a_features.ipynb #f20121e8
 WORD_COLUMNS = ("title", "category", "color", "brand") # what a product may say about itself
@@ -46,7 +47,7 @@ VALUE_COLUMNS = ("ground_truth", "category", "color") # of these the values are 
 
 def column_values(
     products:pd.DataFrame, # one row a product
-    column:str,
+    column:str, # its name; it need not be there
 ) -> np.ndarray: # (n,) texts; "" where nothing is known
     "One value a product: the last level of a path, in plain letters"
     if column not in products: return np.full(len(products), "", dtype=object)
@@ -58,11 +59,11 @@ class ItemFeatures:
     "What a matcher reads of n products"
     words:np.ndarray   # (n, m) int64 numbers of words; the number after the last word where a product has no more
     weights:np.ndarray # (n, m) float32, 0 where there is no word
-    picture:np.ndarray # (n, p) float32, a row of zeros where no picture is known
+    picture:np.ndarray # (n, p) float32, a row of zeros where no picture is known; a mapped file where vectors stay on disk
     values:np.ndarray  # (n, t) int64, one column a table; the number after the last value for unknown
 
     def __len__(self): return len(self.words)
-    def take(self, rows) -> "ItemFeatures":
+    def take(self, rows) -> "ItemFeatures": # (m,) row numbers, in the order wanted
         "The same parts of some rows"
         return ItemFeatures(*(getattr(self, f.name)[rows] for f in fields(self)))
 
@@ -71,26 +72,47 @@ class _Picture:
     "Mean, scale and principal directions of the training products' pictures"
     def _fit_picture(self, X):
         X = self._checked_picture(X)
+        if isinstance(X, StoredVectors): return self._fit_on_disk(X)
         seen = X[~np.isnan(X).any(axis=1)]
         if not len(seen): raise FitmatchError(f"{len(X)} products and no picture vector among them: leave X out to learn from words alone")
         Z = _root(seen)
         self.mean_, self.scale_ = Z.mean(axis=0), Z.std(axis=0) + 1e-6
         Z = (Z - self.mean_)/self.scale_
-        share, axes = np.linalg.eigh(Z.T.copy() @ Z/len(Z))
+        self._turn(Z.T.copy() @ Z/len(Z))
+
+    def _fit_on_disk(self, X):
+        "The same in three passes, summed up in double precision"
+        def pieces(): return (_root(x) for _, x in X.blocks())
+        mean = sum(z.sum(axis=0, dtype=np.float64) for z in pieces())/len(X)
+        scale = np.sqrt(sum(((z - mean)**2).sum(axis=0) for z in pieces())/len(X))
+        self.mean_, self.scale_ = mean.astype(np.float32), (scale + 1e-6).astype(np.float32)
+        evened = ((z - self.mean_)/self.scale_ for z in pieces())
+        self._turn(sum((z.T.copy() @ z).astype(np.float64) for z in evened).astype(np.float32)/len(X))
+
+    def _turn(self, products): # (d, d), mean of the products of evened numbers
+        share, axes = np.linalg.eigh(products)
         kept = slice(None, -1 - min(self.picture_dims, (share > 1e-6).sum()), -1)
         self.axes_ = (axes[:, kept]/np.sqrt(max(share[kept].sum(), 1e-12))).astype(np.float32)   # squared length 1 on average
 
     def _picture(self, X, n) -> np.ndarray:
-        "(n, p) float32; zeros, the mean picture, where nothing is known"
+        "(n, p) float32, on disk where X is; zeros, the mean picture, where nothing is known"
         if X is None: return np.zeros((n, self.axes_.shape[1]), np.float32)
-        Z = (_root(self._checked_picture(X, n)) - self.mean_)/self.scale_
-        return np.nan_to_num(Z @ self.axes_).astype(np.float32)
+        X = self._checked_picture(X, n)
+        if not isinstance(X, StoredVectors): return self._directions(X)
+        found = _scratch(n, self.axes_.shape[1], X.folder)
+        found.folder = X.folder
+        for s, x in X.blocks(): found[s] = self._directions(x)
+        return found
+
+    def _directions(self, X): return np.nan_to_num((_root(X) - self.mean_)/self.scale_ @ self.axes_).astype(np.float32)
 
     def _checked_picture(self, X, n=None):
-        X, wanted = np.asarray(X, dtype=np.float32), getattr(self, "mean_", None)
+        stored, wanted = isinstance(X, StoredVectors), getattr(self, "mean_", None)
+        X = X if stored else np.asarray(X, dtype=np.float32)
         if X.ndim != 2 or n is not None and len(X) != n: raise FitmatchError(f"picture vectors of shape {X.shape} for {n} products: give one row a product, NaN where there is no picture")
         if wanted is not None and len(wanted) != X.shape[1]:
             raise FitmatchError(f"vectors of {X.shape[1]} numbers, but this model learned from {len(wanted) or 'no'} numbers a picture: embed with the encoder it was fitted with")
+        if stored: return X  # every one of them finite
         half = np.isnan(X).any(axis=1) != np.isnan(X).all(axis=1)
         if half.any() or np.isinf(X).any(): raise FitmatchError(f"the picture vector of row {int(np.flatnonzero(half | np.isinf(X).any(axis=1))[0])} holds NaN or Inf: embed that product again, or give NaN in its whole row for no picture")
         return X

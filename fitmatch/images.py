@@ -45,7 +45,7 @@ MIN_SIDE = 8
 
 class ImageRefused(FitmatchError):
     "A picture that was not opened; `reason` is a short code for counting"
-    def __init__(self, reason:str, detail:str=""):
+    def __init__(self, reason:str, detail:str=""): # a short code for counting; detail: what people read
         self.reason, self.detail = reason, detail
         super().__init__(f"{reason}: {detail}" if detail else reason)
 
@@ -192,12 +192,12 @@ def _look(rows): # "row" and "place" -> "row", "sha256", "pixels", "reason", "de
 
 def _looked_at_by_ray(work): # generator of what `_fingerprint` gives, in the order of `work`
     "Looks at pictures on a cluster"
-    work = list(work)
+    work, cluster = list(work), start_ray()
     rows = [i for i, item in enumerate(work) if item is not None and not isinstance(item, ImageRefused)]
     pieces = [pa.table({"row": some, "place": [str(work[i]) for i in some]}) for some in (rows[s:s + 256] for s in range(0, len(rows), 256))]
-    found = ((int(row), ImageRefused(reason, detail) if reason else (sha256, pixels)) for piece in stream(pieces, [Stage(_look)], start_ray(), ordered=True)
+    found = ((int(row), ImageRefused(reason, detail) if reason else (sha256, pixels)) for piece in stream(pieces, [Stage(_look)], cluster, ordered=True)
              for row, sha256, pixels, reason, detail in zip(*(piece[c] for c in ("row", "sha256", "pixels", "reason", "detail")))) if pieces else iter(())
-    for item in work: yield (None, None) if item is None else item if isinstance(item, ImageRefused) else next(found)[1]
+    return ((None, None) if item is None else item if isinstance(item, ImageRefused) else next(found)[1] for item in work)
 
 # %% ../nbs/03_images.ipynb #d56cb530
 def check_images(
@@ -526,15 +526,18 @@ class _Downloader:
     def __init__(self, make_web, root:str, retries:int, threads:int):
         self.web, self.root, self.retries, self.pool = make_web(), workspace_path(root), retries, ThreadPoolExecutor(threads)
 
-    def __call__(self, rows): # "asin", "job": its addresses and what is known of them, as JSON -> "asin", "outcome" as JSON
-        jobs, never = [(asin, *json.loads(job)) for asin, job in zip(rows["asin"], rows["job"])], threading.Event()
-        fetch = _AskedOnce(lambda url: _fetch_picture(self.web, url, self.root, self.retries, never), [job[:2] for job in jobs], {url: o for *_, known in jobs for url, o in known.items()})
+    def __call__(self, rows): # "asin", "job": its addresses and what is known of them, as JSON -> "asin", "answer": its outcome and those of its addresses, as JSON
+        jobs, never, asked = [(asin, *json.loads(job)) for asin, job in zip(rows["asin"], rows["job"])], threading.Event(), {}
+        def ask(url): asked[url] = _fetch_picture(self.web, url, self.root, self.retries, never); return asked[url]
+        fetch = _AskedOnce(ask, [job[:2] for job in jobs], {url: o for *_, known in jobs for url, o in known.items()})
+        addresses = {asin: urls for asin, urls, _ in jobs}
         for future in as_completed([self.pool.submit(_fetch_product, fetch, asin, urls) for asin, urls, _ in jobs]):
             asin, outcome = future.result()
-            yield {"asin": np.array([asin], dtype=object), "outcome": np.array([json.dumps(outcome)], dtype=object)}
+            answer = json.dumps((outcome, {url: asked[url] for url in addresses[asin] if url in asked}))
+            yield {"asin": np.array([asin], dtype=object), "answer": np.array([answer], dtype=object)}
 
 def _waves(jobs:list, done:dict) -> tuple: # two lists of jobs
-    "Those that ask for an address nobody has asked for, and those that had better wait for the answer"
+    "Those that ask for addresses nobody has asked for, and those that had better wait for the answer"
     asked, first, later = set(done), [], []
     for job in jobs:
         (later if asked.intersection(job[1]) else first).append(job)
@@ -551,13 +554,15 @@ def _fetch_by_ray(
     cluster, done = start_ray(), dict(done)
     stage = Stage(_Downloader, 4*threads, (make_web, str(root), retries, threads))
     with tqdm(total=len(jobs), desc=f"download (ray: {cluster.nodes} machine{'s'[:cluster.nodes > 1]})", unit="picture", disable=not progress) as bar:
-        for wave in _waves(jobs, done):
+        first, later = _waves(jobs, done)
+        shared = {url for _, urls in later for url in urls}
+        for wave in (first, later):
             job = [json.dumps((urls, {url: done[url] for url in urls if url in done})) for _, urls in wave]
             pieces = [pa.table({"asin": [asin for asin, _ in wave[s:s + 4*threads]], "job": job[s:s + 4*threads]}) for s in range(0, len(wave), 4*threads)]
             for piece in stream(pieces, [stage], cluster) if pieces else ():
-                for asin, outcome in zip(piece["asin"], map(json.loads, piece["outcome"])):
+                for asin, (outcome, asked) in zip(piece["asin"], map(json.loads, piece["answer"])):
                     _record(db, asin, outcome)
-                    if outcome["reason"] == "ok": done[outcome["url"]] = outcome
+                    done.update((url, o) for url, o in asked.items() if url in shared)
                 db.commit()
                 bar.update(len(piece["asin"]))
 

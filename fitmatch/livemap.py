@@ -70,7 +70,7 @@ class CatalogueMap:
         self.field.add_class(self.channel)
         self.field.observe(lambda change: self.hear(change["new"]), names="value")
 
-    def hear(self, message):
+    def hear(self, message): # as for `read_rows`
         "Takes what the page says is chosen"
         self.rows = read_rows(message, len(self.catalogue))
 

@@ -23,10 +23,11 @@ from sklearn.utils.validation import check_is_fitted
 
 from .catalogue import Catalogue, FitmatchError, read_bytes
 from .classify import _model_files, _refuse_other_encoder, _write_model
-from .compatibility import AgainstAll, PairNetwork, KnownPairs, score_pairs_with, train_network, with_wrong_answers
+from .compatibility import AgainstAll, PairNetwork, KnownPairs, _score_rows, train_network, with_wrong_answers
+from .embed import StoredVectors, _scratch
 from .encoders import pick_device
 from .features import VALUE_COLUMNS, WORD_COLUMNS, Featurizer, ItemFeatures
-from .similar import NearestItems, normalise
+from .similar import NearestItems, _best, _lengths, _vectors, normalise
 
 # %% ../nbs/09_match.ipynb #19705b68
 def also_buy_rows(
@@ -67,6 +68,19 @@ def _checked_for_matching(X, catalogue):
     if not catalogue.n_edges():
         raise FitmatchError("this catalogue has no also_buy, so there is nothing to match by: give a source that says what was bought together")
 
+class _NearestOnDisk:
+    "What `NearestItems` answers, for vectors on disk: one pass over them answers all queries of a call"
+    def __init__(self, X:StoredVectors, n_neighbors:int): self.X, self.n_neighbors = X, n_neighbors
+    def kneighbors(self, Q, n_neighbors=None) -> tuple: # (m, k) float32 cosines, (m, k) int64 rows
+        k, Q = n_neighbors or self.n_neighbors, _vectors(Q, self.X.shape[1])
+        query, row, cosine = (np.empty(0, kind) for kind in (np.int64, np.int64, np.float64))
+        for s, x in self.X.blocks():
+            best, index = NearestItems().fit(x)._find(Q, _lengths(Q), min(k, len(x)))
+            query, row, cosine = (np.concatenate(both) for both in ((query, np.repeat(np.arange(len(Q)), index.shape[1])), (row, index.ravel() + s.start), (cosine, best.ravel())))
+            best, index = _best(query, row, cosine, len(Q), min(k, s.stop))
+            query, row, cosine = np.repeat(np.arange(len(Q)), index.shape[1]), index.ravel(), best.ravel()
+        return best.astype(np.float32), index
+
 class _Purchases(BaseEstimator):
     "Products and purchases, and the nearest products of a photo"
     def _remember(self, X, catalogue, rows=None):
@@ -76,9 +90,14 @@ class _Purchases(BaseEstimator):
         self.groups_ = pd.factorize(catalogue.products["group" if "group" in catalogue.products else "asin"])[0]
         self.offsets_, self.targets_ = np.cumsum([0, *map(len, bought)]), np.concatenate([*bought, np.empty(0, np.int64)])
         self.rows_ = np.arange(len(X)) if rows is None else rows
+        if isinstance(X, StoredVectors): return self._remember_on_disk(X)
         self.X_ = np.zeros(X.shape, np.float32)
         self.X_[self.rows_] = normalise(X[self.rows_])
         self.nearest_ = NearestItems(n_neighbors=min(self.n_neighbors, len(self.rows_))).fit(X[self.rows_])
+
+    def _remember_on_disk(self, X):
+        self.X_, self.nearest_ = np.asarray(_scratch(*X.shape, X.folder)), _NearestOnDisk(X, min(self.n_neighbors, len(X)))
+        for s, x in X.blocks(): self.X_[s] = normalise(x)
 
     def neighbours(self,
         Q:np.ndarray, # (m, d) embeddings of photos
@@ -129,7 +148,7 @@ class AlsoBuyMatcher(_Purchases):
                    np.where(table["score"] >= self.threshold, "matching", "skip"))
         return pd.DataFrame(dict(zip(MATCH_COLUMNS, columns)))
 
-    def match_rows(self, Q, queries=None) -> pd.DataFrame:
+    def match_rows(self, Q, queries=None) -> pd.DataFrame: # as for `match`
         "As `match`, with row numbers for names and without the decision"
         similarity, index = self.neighbours(Q, queries)
         query, place = np.nonzero(index >= 0)
@@ -211,6 +230,8 @@ def _directed_pairs(catalogue, groups) -> np.ndarray:
     pairs = np.column_stack([np.repeat(np.arange(len(bought)), [len(b) for b in bought]), np.concatenate([*bought, np.empty(0, np.int64)])]).astype(np.int64)
     return pairs[groups[pairs[:, 0]] != groups[pairs[:, 1]]] if len(pairs) else pairs.reshape(0, 2)
 
+def _rows_of(X, rows): return None if X is None else X.select(rows) if isinstance(X, StoredVectors) else np.asarray(X)[rows]
+
 def _once(pairs) -> np.ndarray: return np.unique(np.sort(pairs, axis=1), axis=0)
 
 # %% ../nbs/09_match.ipynb #09c00006
@@ -245,8 +266,7 @@ class _Fitted:
     "What a learned matcher answers of pairs"
     def _score(self, items:ItemFeatures, query, candidate) -> np.ndarray:
         "(p,) mean of the networks' scores, each in units of its spread"
-        q, c = items.take(query), items.take(candidate)
-        return np.mean([score_pairs_with(net, q, c)/scale for net, scale in zip(self.networks_, self.scales_)], axis=0)
+        return np.mean([_score_rows(net, items, query, candidate)/scale for net, scale in zip(self.networks_, self.scales_)], axis=0)
 
     def decision_function(self,
         pairs, # (p, 2) rows of the products it was indexed with
@@ -276,8 +296,9 @@ class _Asked(_Purchases):
         "Remembers the products; bought or not, all can be suggested"
         self.items_ = self.featurizer_.transform(catalogue.products, X)
         self.labels_ = catalogue.products["ground_truth"].to_numpy(dtype=object)
-        X = np.ones((len(catalogue), 1), np.float32) if X is None else np.asarray(X, dtype=np.float32)
-        self._remember(X, catalogue, np.flatnonzero(~np.isnan(X).any(axis=1)))
+        stored = isinstance(X, StoredVectors)  # all of them known, and no business of memory
+        if not stored: X = np.ones((len(catalogue), 1), np.float32) if X is None else np.asarray(X, dtype=np.float32)
+        self._remember(X, catalogue, None if stored else np.flatnonzero(~np.isnan(X).any(axis=1)))
         self.bought_ = np.unique(np.repeat(np.arange(len(X)), np.diff(self.offsets_))*len(X) + self.targets_)  # sorted once: it is looked up at every question
         self.against_ = [AgainstAll(net, self.items_) for net in self.networks_]
         return self
@@ -432,7 +453,7 @@ class _Calibrated:
         "Scores to probabilities, probabilities to decisions, on the held-out pairs"
         query, candidate, truth = lessons.judged
         self.scales_ = [1.]*len(self.networks_)
-        self.scales_ = [max(1e-6, float(score_pairs_with(net, items.take(query), items.take(candidate)).std())) for net in self.networks_]
+        self.scales_ = [max(1e-6, float(_score_rows(net, items, query, candidate).std())) for net in self.networks_]
         score = self._score(items, query, candidate)
         logistic = LogisticRegression(C=1e3).fit(score[:, None], truth)
         self.slope_, self.intercept_ = float(logistic.coef_[0, 0]), float(logistic.intercept_[0])
@@ -465,7 +486,7 @@ class Compatibility(_Calibrated, _Fitted, _Kept, _Suggesting):
         self.n_neighbors, self.top, self.settings, self.device, self.random_state = n_neighbors, top, settings, device, random_state
 
     def fit(self,
-        X,                   # (n, d) embeddings, NaN rows for products without picture; None without pictures
+        X,                   # (n, d) embeddings, NaN rows for products without picture; `StoredVectors` from disk; None without pictures
         catalogue:Catalogue, # the same products
         part=None,           # (n,) train, valid or test; default: a tenth of the designs is valid
         pairs=None,          # (p, 2) rows; default: what was bought together
@@ -473,7 +494,7 @@ class Compatibility(_Calibrated, _Fitted, _Kept, _Suggesting):
     ) -> "Compatibility":
         "Learns from the training part, stops and calibrates on the valid part, remembers all products. Raises `FitmatchError` when there is nothing to learn from"
         lessons = _Lessons(self, X, catalogue, part, pairs, judged)
-        self.featurizer_ = Featurizer(self.columns, self.value_columns).fit(catalogue.products.iloc[lessons.train], None if X is None else np.asarray(X)[lessons.train])
+        self.featurizer_ = Featurizer(self.columns, self.value_columns).fit(catalogue.products.iloc[lessons.train], _rows_of(X, lessons.train))
         items = self.featurizer_.transform(catalogue.products, X)
         self.networks_, histories = [], []
         for i in range(self.n_models):

@@ -47,7 +47,7 @@ def product_groups(matcher) -> pd.Series: # number of the design, indexed by asi
     return pd.Series(matcher.groups_, index=matcher.asins_)
 
 def product_labels(
-    matcher,
+    matcher, # a fitted one
     catalogue:Catalogue|None=None, # its products; only an `AlsoBuyMatcher` needs it
 ) -> pd.Series: # label, indexed by asin
     "What each product is: tops, shoes, …"
@@ -314,7 +314,7 @@ class Outfit:
         square = self.pairs.pivot(index="first", columns="second", values="score").reindex(index=names, columns=names)
         return square.fillna(square.T)
 
-    def plot(self, catalogue=None, picture=None) -> Picture:
+    def plot(self, catalogue=None, picture=None) -> Picture: # where the pieces' pictures are, and the photo's; default: those it was built with
         "Photo and pieces in a row, and the score of every pair"
         return _plot_outfit(self, catalogue or self.catalogue, picture if picture is not None else self.picture)
 
@@ -452,17 +452,17 @@ class Explanation:
     lift:float=1.            # the factor for how often the two labels are bought together
 
     @property
-    def log_odds(self) -> float: return float("nan") if self.parts is None else float(self.parts["share"].sum())
+    def log_odds(self) -> float: return float("nan") if self.parts is None else float(self.parts["share"].sum()) # sum of the parts' shares; NaN where nothing was learned
 
-    def sentence(self, most=3) -> str:
+    def sentence(self, most=3) -> str: # parts named at most
         "The explanation in words"
         return " ".join(filter(None, [f"{self.match} for {self.query or 'the photo'}: {self.decision} ({self.score:.2f}).", *_in_words(self, most), _shoppers(self)]))
 
-    def reason(self, most=2) -> str:
+    def reason(self, most=2) -> str: # parts named at most
         "Why, in a line for a card"
         return _reason(self, most)
 
-    def plot(self, most=12) -> Picture:
+    def plot(self, most=12) -> Picture: # bars at most
         "The weightiest parts as bars, the rest in one"
         return _plot_parts(self, most)
 
@@ -592,11 +592,11 @@ class Heat:
     heat:np.ndarray  # (h, w) float32 of 0 to 1, as large as the photo; all 0 where nothing in the photo raises the score
     maps:np.ndarray  # (rows, columns) float32 of 0 to 1: the same, as coarse as the network's maps
 
-    def plot(self, title:str="") -> Picture:
+    def plot(self, title:str="") -> Picture: # above the picture
         "The photo, and beside it the same with the heat over it, its colours named"
         return _plot_heat(self, title)
 
-    def overlay(self, opacity:float=.65) -> Image.Image:
+    def overlay(self, opacity:float=.65) -> Image.Image: # of the hottest place, 0 to 1
         "The photo in grey, with the heat over it"
         grey = np.asarray(self.picture.convert("L").convert("RGB"), dtype=np.float32)
         share = opacity*np.sqrt(self.heat)[..., None]

@@ -165,7 +165,7 @@ def save_neighbours(
     catalogue:Catalogue, # products
     X:np.ndarray,        # (n, d) embeddings
     path:Path,           # a Parquet file: asin, rank, neighbour, similarity
-    k:int=5,
+    k:int=5, # neighbours of each product, at most
 ) -> int: # how many neighbours each product has
     "Writes the exact nearest neighbours of every product"
     k = min(k, len(X) - 1)
@@ -184,10 +184,11 @@ def run(
     weights:str|Path|None=None, # a local .safetensors
     labels:str|None=None,  # for a folder: "folders" or "seven"
     progress:bool=True,    # progress bars and stages on stderr
+    engine:str|None=None,  # where pictures are opened and embedded: "local" or "ray"; default: FITMATCH_ENGINE, else local
 ) -> dict: # the figures of the run, as `fitmatch run --json` prints them
     "Takes a source through every stage into a workspace. Raises `FitmatchError` for what the user can mend"
     read = lambda: read_source(source, labels)
-    return _run(read, address(workspace_path(source)), workspace_path(out), encoder, weights, progress)
+    return _run(read, address(workspace_path(source)), workspace_path(out), encoder, weights, progress, engine=engine)
 
 def demo(
     out:str|Path="fitmatch-demo", # the workspace
@@ -202,7 +203,7 @@ def _say(progress:bool):
     "A printer to stderr, or silence"
     return (lambda line: print(line, file=sys.stderr, flush=True)) if progress else (lambda line: None)
 
-def _run(read, source:str, out:Path, encoder_name:str, weights, progress:bool, oracle=None) -> dict:
+def _run(read, source:str, out:Path, encoder_name:str, weights, progress:bool, oracle=None, engine=None) -> dict:
     "The stages in a row; `read` gives the catalogue"
     seconds, say = {}, _say(progress)
     with stage(seconds, "encoder", say):
@@ -210,11 +211,11 @@ def _run(read, source:str, out:Path, encoder_name:str, weights, progress:bool, o
         claim_workspace(out, source, encoder)
     with stage(seconds, "catalogue", say): catalogue = read()
     with stage(seconds, "pictures", say):
-        catalogue = check_images(catalogue, progress=progress)
+        catalogue = check_images(catalogue, progress=progress, engine=engine)
         if len(catalogue) < 3: raise FitmatchError(f"{source} has {len(catalogue)} usable pictures (refused: {catalogue.refused()}): give at least 3")
         catalogue = save_catalogue(catalogue, out)
     with stage(seconds, "embeddings", say):
-        X = embed(catalogue, encoder, EmbeddingStore(out, encoder), progress=progress)
+        X = embed(catalogue, encoder, EmbeddingStore(out, encoder), progress=progress, engine=engine)
         if weights: place_file(Path(weights), out/"models"/"encoder.safetensors")
     found = _analyse(catalogue, X, seconds, say, oracle)
     if progress: say("baseline encoder …")
@@ -303,7 +304,7 @@ def _finish(catalogue, X, encoder, source, out, found, seconds, say) -> dict:
     return summary
 
 # %% ../nbs/13_pipeline.ipynb #25e20d67
-def summarise(catalogue, encoder, source, found, seconds, page, notes) -> dict:
+def summarise(catalogue, encoder, source, found, seconds, page, notes) -> dict: # found: what the stages gave; seconds: of each stage; page: the report; notes: what was left out
     "The figures of a run as plain JSON values"
     classified, matched, scores = found["classified"], found["matched"], found["cluster_scores"] or {}
     return dict(fitmatch=__version__, source=source, products=len(catalogue), refused=catalogue.refused(), edges=catalogue.n_edges(), dropped_edges=catalogue.dropped_edges,

@@ -251,8 +251,8 @@ def _judge_stretches(rows): # of `_read_stretches` -> generator of "judged": a l
 def _judged_by_ray(source, columns): # as `_judge_all`
     "Pass 1, on a cluster"
     begin = pa.table({"source": [str(Path(source).resolve())], "columns": [json.dumps(columns)]})
-    for piece in stream([begin], [Stage(_read_stretches), Stage(_judge_stretches, rows=1)], start_ray(), ordered=True):
-        for judged in piece["judged"]: yield from judged
+    cluster = start_ray()
+    return (judged for piece in stream([begin], [Stage(_read_stretches), Stage(_judge_stretches, rows=1)], cluster, ordered=True) for some in piece["judged"] for judged in some)
 
 # %% ../nbs/03a_prepare.ipynb #3a0c11d4
 _REPEATED = {"category", "ground_truth", "brand", "price", "price_high", "reason"}  # columns whose values come again

@@ -76,7 +76,7 @@ def in_our_look():
 
 # %% ../nbs/00a_style.ipynb #a057000f
 def subplots(
-    rows:int=1, columns:int=1,
+    rows:int=1, columns:int=1, # how many below each other and side by side
     figsize=(5.4, 3), # inches
     **more,           # as for `Figure.subplots`
 ) -> tuple: # (figure, axes), as plt.subplots gives them
@@ -98,7 +98,7 @@ class Picture(Figure):
         "The figure as an SVG for light and dark pages; the same figure gives the same text"
         return _themed(_svg_of(self))
 
-    def uri(self) -> str: return f"data:image/svg+xml;base64,{base64.b64encode(self.svg().encode()).decode()}"
+    def uri(self) -> str: return f"data:image/svg+xml;base64,{base64.b64encode(self.svg().encode()).decode()}" # the SVG as a data URI
 
     def html(self) -> str:
         "An `<img>`: light, unless the page says that it is dark"

@@ -25,7 +25,7 @@ TEXT_COLUMNS = ("title", "category", "color") # what a product says about itself
 
 def product_text(
     products:pd.DataFrame, # one row a product, with at least one of the columns
-    columns=TEXT_COLUMNS,
+    columns=TEXT_COLUMNS, # read in this order, where they exist
 ) -> list: # (n,) strings, "" for a product that says nothing
     "Title, category and colour of each product as one line"
     present = [c for c in columns if c in products]
@@ -46,7 +46,7 @@ class TitleVectors(TransformerMixin, BaseEstimator):
     ):
         self.dim, self.columns, self.max_words, self.min_products, self.random_state = dim, columns, max_words, min_products, random_state
 
-    def fit(self, products:pd.DataFrame, y=None):
+    def fit(self, products:pd.DataFrame, y=None): # one row a product; `y` is for scikit-learn and not looked at
         "Learns the words and their directions from a catalogue"
         counter = _counter(max_features=self.max_words, min_df=self.min_products)
         try: X = counter.fit_transform(product_text(products, self.columns))

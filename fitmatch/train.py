@@ -195,10 +195,10 @@ def train_encoder(
     network:nn.Module|None=None,  # default: a new `FashionCNN`
     size:int=64,  # side of the pictures while training
     epochs:float=10, # passes over the pictures
-    batch_size:int=64,
+    batch_size:int=64, # pictures a step
     zoom:float=0.75, # smallest part of a side that a crop keeps; 1 where the teacher's maps must stay true
     lr:float=3e-3,   # AdamW's highest learning rate, reached after a tenth of the steps, then falling as a cosine
-    weight_decay:float=0.05,
+    weight_decay:float=0.05, # of AdamW, on matrices
     loss_weights:dict|None=None, # question, "teacher", "places" or "relation" -> weight in the sum; default 1 each
     evaluate=None,   # called with the network after every epoch: dict of figures for the history
     checkpoint:str|Path|None=None, # .safetensors written after every epoch; training goes on from it where it exists
@@ -268,7 +268,7 @@ def random_view(
     x:torch.Tensor, # (n, 3, h, w) uint8
     generator:torch.Generator, # where the chance comes from
     smallest:float=1., # the smallest part of the area that is kept; 1 for the whole picture, unchanged
-    side:int=TEACHER_SIDE,
+    side:int=TEACHER_SIDE, # pixels of the view
 ) -> torch.Tensor: # (n, 3, side, side) float32 of 0 to 1
     "Cropped, turned a little, mirrored, relit"
     n, x = len(x), x.float()/255
@@ -320,7 +320,7 @@ class Recipe:
         if 0 in self.wardrobes: raise FitmatchError("the wardrobe of seed 0 is for measuring: name other seeds")
         if min(self.size, self.views, self.epochs, self.batch_size) < 1: raise FitmatchError("size, views, epochs and batch_size are 1 or more")
 
-    def loss_weights(self) -> dict:
+    def loss_weights(self) -> dict: # {part of the loss: its weight}
         return {q: self.wardrobe for q in QUESTIONS} | {"pattern": self.wardrobe/2, "places": self.places, "photo": self.photo}
 
 QUESTIONS = {"label": "ground_truth", "silhouette": "silhouette", "style": "style", "colour": "color", "pattern": "pattern"}
@@ -472,7 +472,7 @@ def train_encoder_files(
     recipe:Recipe|None=None, # default: the one that made the bundled weights
     teacher:str|Path|None=None, # see `load_teacher`; default: none, only the questions teach
     work:str|Path|None=None, # where views and the checkpoint are kept; default: a folder in the cache
-    device=None,
+    device=None, # as for `pick_device`
     progress:bool=True,
 ) -> dict: # what the .json says
     "Trains a network on a folder of photos and drawn wardrobes and writes its weights; a killed run goes on"

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['SUPERSAMPLING', 'COLOURS', 'STYLES', 'PATTERNS', 'PALETTES', 'PATTERN_WEIGHTS', 'METALS', 'CUTS', 'SILHOUETTES',
            'BACKGROUNDS', 'BASE_RATE', 'NEUTRAL', 'NOISE', 'FORGOTTEN', 'POPULAR', 'SHARES', 'VARIANTS', 'DUPLICATES',
-           'DRAWING', 'curve', 'mirror', 'circle', 'box', 'Pose', 'noise_tiles', 'noise', 'Canvas', 'part', 'line',
-           'print_on', 'crease', 'stitch', 'Colour', 'Look', 'stripes', 'checks', 'dots', 'floral', 'plain', 'cloth',
-           'mark', 'Cut', 'neckline', 'body_outline', 'sleeve_outline', 'cuff_line', 'bodice', 'ribbing', 'placket',
-           'collar', 'lapels', 'pocket', 'zipper', 'draw_tshirt', 'draw_shirt', 'draw_sweater', 'cables', 'draw_tank',
+           'curve', 'mirror', 'circle', 'box', 'Pose', 'noise_tiles', 'noise', 'Canvas', 'part', 'line', 'print_on',
+           'crease', 'stitch', 'Colour', 'Look', 'stripes', 'checks', 'dots', 'floral', 'plain', 'cloth', 'mark', 'Cut',
+           'neckline', 'body_outline', 'sleeve_outline', 'cuff_line', 'bodice', 'ribbing', 'placket', 'collar',
+           'lapels', 'pocket', 'zipper', 'draw_tshirt', 'draw_shirt', 'draw_sweater', 'cables', 'draw_tank',
            'draw_hoodie', 'draw_coat', 'draw_blazer', 'draw_jacket', 'draw_puffer', 'legs_outline', 'waistband',
            'draw_jeans', 'draw_trousers', 'draw_joggers', 'draw_shorts', 'pleats', 'draw_skirt', 'skirt_of_dress',
            'draw_shift', 'draw_gown', 'draw_wrap', 'draw_sundress', 'sole', 'laces', 'draw_sneaker', 'draw_boot',
@@ -62,12 +62,12 @@ def mirror(
     "A symmetric outline from its right half"
     return list(half) + [(-q[0], *q[1:]) for q in reversed(half) if q[0]]
 
-def circle(x:float, y:float, rx:float, ry:float|None=None) -> np.ndarray:
+def circle(x:float, y:float, rx:float, ry:float|None=None) -> np.ndarray: # middle and half axes; without `ry` a circle
     "The outline of a circle or an ellipse"
     t = np.linspace(0, 2*np.pi, 28, endpoint=False)
     return np.stack([x + rx*np.cos(t), y + (rx if ry is None else ry)*np.sin(t)], 1)
 
-def box(x:float, y:float, w:float, h:float) -> np.ndarray:
+def box(x:float, y:float, w:float, h:float) -> np.ndarray: # middle, width and height
     "The outline of a rectangle around (x, y), w wide and h high"
     return np.array([(x-w/2, y-h/2), (x+w/2, y-h/2), (x+w/2, y+h/2), (x-w/2, y+h/2)])
 
@@ -102,21 +102,21 @@ def noise_tiles() -> dict: # name -> (256, 256) float32, mean 0, standard deviat
         tiles[name] = ((tile - tile.mean()) / tile.std()).astype(np.float32)
     return tiles
 
-def noise(name:str, x:np.ndarray, y:np.ndarray) -> np.ndarray:
+def noise(name:str, x:np.ndarray, y:np.ndarray) -> np.ndarray: # one of `noise_tiles`, (…) places -> (…)
     "Noise at the places x, y, counted in the tile's pixels"
     return noise_tiles()[name].ravel().take(((y.astype(np.int32) & 255) << 8) | (x.astype(np.int32) & 255))
 
 # %% ../nbs/01_wardrobe.ipynb #24319eb4
 class Canvas:
     "A picture in the making: parts painted over each other, on nothing yet"
-    def __init__(self, size:int, pose:Pose, seed:int=0):
+    def __init__(self, size:int, pose:Pose, seed:int=0): # pixels of a side; `seed` decides the folds
         self.size = size
         self.rgb = np.zeros((size, size, 3), np.float32)
         self.alpha = np.zeros((size, size), np.float32)
         self.last, self.light = self.alpha, self.alpha
         self.place(pose, seed)
 
-    def place(self, pose, seed=0):
+    def place(self, pose, seed=0): # as for `Canvas`
         "From here on, things lie as the pose says"
         a, flip = math.radians(pose.angle), -1 if pose.flip else 1
         self.scale, self.shift = pose.scale, np.array([pose.dx, pose.dy])
@@ -131,7 +131,7 @@ class Canvas:
     def pixels(self, points): # garment coordinates -> places in the large picture
         return (points @ self.turn + self.shift + 1) * (self.size * SUPERSAMPLING / 2)
 
-    def mask(self, *outlines, both=False, width=None):
+    def mask(self, *outlines, both=False, width=None): # as for `curve`; width in garment coordinates
         "A window of the canvas and the coverage in it, of filled outlines or of lines `width` wide; `both` adds the mirror image"
         thick = width and max(1, round(width * self.scale * self.size * SUPERSAMPLING / 2))
         lines = [self.pixels(p if side == 1 else p * [-1, 1]) for p in map(lambda o: curve(o, closed=width is None), outlines) for side in (1, -1)[:1 + both]]
@@ -150,7 +150,7 @@ class Canvas:
         return window, np.asarray(image.reduce(SUPERSAMPLING), np.float32)[:self.size - low[1], :self.size - low[0]] / 255
 
 # %% ../nbs/01_wardrobe.ipynb #8b88950e
-def part(c:Canvas, outlines, paint, puff=.5, both=False, cast=.4, folds=1., gloss=0., width=None):
+def part(c:Canvas, outlines, paint, puff=.5, both=False, cast=.4, folds=1., gloss=0., width=None): # puff: how stuffed; cast: shadow on what is below; folds, gloss: how much; width: of a stroke instead of a filled outline
     "Paints a piece with body; paint is a colour or a (size, size, 3) field"
     at, m = c.mask(*_several(outlines), both=both, width=width)
     k = max(1, round(c.size * .016))
@@ -171,24 +171,24 @@ def _over(c, at, m, colour):
     c.rgb[at] += deep * (colour - c.rgb[at])
     c.alpha[at] += m * (1 - c.alpha[at])
 
-def line(c:Canvas, paths, colour, width=.02, opacity=1., both=False):
+def line(c:Canvas, paths, colour, width=.02, opacity=1., both=False): # a path or a tuple of them; opacity from 0 to 1; both: mirrored as well
     "Strokes along open paths"
     at, m = c.mask(*_several(paths), both=both, width=width)
     _over(c, at, opacity * m, colour)
 
-def print_on(c:Canvas, outlines, paint, both=False, width=None):
+def print_on(c:Canvas, outlines, paint, both=False, width=None): # as for `part`
     "Paints on the last part only, with the last part's folds and light"
     at, m = c.mask(*_several(outlines), both=both, width=width)
     _over(c, at, m * c.last[at], _within(paint, at) * c.light[at][..., None])
 
 # %% ../nbs/01_wardrobe.ipynb #b519f9cc
-def crease(c:Canvas, paths, depth=.3, width=.03, both=False):
+def crease(c:Canvas, paths, depth=.3, width=.03, both=False): # as for `line`; depth from 0 to 1
     "Soft dark folds with a lit edge, on the last part"
     at, m = c.mask(*_several(paths), both=both, width=width)
     m = _blur(m, c.size*.009) * c.last[at]
     c.rgb[at] *= (1 - depth*m + .6*depth*np.roll(m, 2, 1))[..., None]
 
-def stitch(c:Canvas, path, colour, width=.013, both=False, opacity=.8, dash=2):
+def stitch(c:Canvas, path, colour, width=.013, both=False, opacity=.8, dash=2): # one path; every `dash`-th piece of it is sewn
     "A row of stitches along an open path"
     points = curve(path, closed=False)
     far = np.r_[0, np.cumsum(np.linalg.norm(np.diff(points, axis=0), axis=1))]
@@ -265,15 +265,15 @@ class Look:
     @property
     def ink(self): # a line that is seen on the main colour
         return self.main * .5 if self.main.mean() > .28 else self.main * .5 + .28
-    def uniform(self, low, high): return float(self.rng.uniform(low, high))
-    def chance(self, p): return bool(self.rng.random() < p)
+    def uniform(self, low, high): return float(self.rng.uniform(low, high)) # a draw of the product's own generator
+    def chance(self, p): return bool(self.rng.random() < p) # a draw of the product's own generator
 
 # %% ../nbs/01_wardrobe.ipynb #2b6147f3
 def _edge(x, width=.03): return np.clip(x / width + .5, 0, 1)[..., None]
 def _bands(x, period, share): # 1 inside the band, 0 outside
     return _edge(share/2*period - np.abs((x / period) % 1 - .5) * period)
 
-def stripes(u, v, look):
+def stripes(u, v, look): # u, v: (size, size) garment coordinates; gives (size, size, 3), as all patterns do
     "Breton stripes; pinstripes where it is formal, three colours where it is boho"
     if look.style == "formal": return look.main + (look.accent - look.main) * .75 * _bands(u, .13, .2)
     along, period = (u*.5 + v*.9 if look.style == "street" else v), .2 + .08 * math.sin(look.phase[0])
@@ -281,7 +281,7 @@ def stripes(u, v, look):
     if look.style == "boho": cloth = cloth + (look.third - cloth) * _bands(along + period/2, period*2, .2)
     return cloth
 
-def checks(u, v, look):
+def checks(u, v, look): # as `stripes`
     "Gingham, or a large plaid with a thin third colour where it is for outdoors"
     period = {"outdoors": .36, "formal": .15}.get(look.style, .2)
     strength = .45 if look.style == "formal" else .55
@@ -290,7 +290,7 @@ def checks(u, v, look):
         for x in (u, v): cloth = cloth + (look.third - cloth) * .8 * _bands(x + period/2, period, .09)
     return cloth
 
-def dots(u, v, look):
+def dots(u, v, look): # as `stripes`
     "Dots on a hexagonal grid"
     p = .2 + .06 * math.sin(look.phase[1])
     row = np.floor(v / (p*.87))
@@ -298,7 +298,7 @@ def dots(u, v, look):
     return look.main + (look.accent - look.main) * _edge(.27*p - np.hypot(x, y*.87)*p)
 
 # %% ../nbs/01_wardrobe.ipynb #6bd234d5
-def floral(u, v, look):
+def floral(u, v, look): # as `stripes`
     "Five-petalled flowers, each turned its own way, with leaves between them"
     p, cloth = .34, np.broadcast_to(look.main, u.shape + (3,))
     leaf = np.array([.36, .46, .28], np.float32)
@@ -314,7 +314,7 @@ def floral(u, v, look):
         if turn: cloth = cloth + (np.float32([.95, .8, .35]) - cloth) * _edge((.1*radius - r)*p)
     return cloth
 
-def plain(u, v, look):
+def plain(u, v, look): # as `stripes`
     "One colour"
     return np.broadcast_to(look.main, u.shape + (3,))
 
@@ -374,7 +374,7 @@ def _mark_casual(c, look, x, y, w, h):
 _MARKS = {"casual": _mark_casual, "sport": _mark_sport, "formal": _mark_formal,
           "boho": _mark_boho, "street": _mark_street, "outdoors": _mark_outdoors}
 
-def mark(c:Canvas, look:Look, x:float, y:float, w:float, h:float):
+def mark(c:Canvas, look:Look, x:float, y:float, w:float, h:float): # middle and size of the box, in garment coordinates, as below
     "Prints the style's mark on the last part, in a box around (x, y); one product in seven has none"
     if look.chance(.86): _MARKS[look.style](c, look, x, y, w, h)
 
@@ -395,7 +395,7 @@ CUTS = {
     "puffer": Cut(.54, .55, .52, .66, .18, .06, 1.02, 24, .28, .50)}
 
 _TOP = -.76
-def neckline(cut): return [(-cut.neck, _TOP, 1), (-cut.neck*.62, _TOP + cut.depth*.72), (0, _TOP + cut.depth), (cut.neck*.62, _TOP + cut.depth*.72), (cut.neck, _TOP, 1)]
+def neckline(cut): return [(-cut.neck, _TOP, 1), (-cut.neck*.62, _TOP + cut.depth*.72), (0, _TOP + cut.depth), (cut.neck*.62, _TOP + cut.depth*.72), (cut.neck, _TOP, 1)] # of the bodice; open, from the left shoulder to the right
 
 # %% ../nbs/01_wardrobe.ipynb #d5f34164
 def body_outline(cut:Cut) -> list:
@@ -412,14 +412,14 @@ def sleeve_outline(cut:Cut) -> list:
     elbow = (outer + [cut.shoulder + .02, _TOP + .17]) / 2 + out*.035
     return [(cut.shoulder - .1, _TOP + .05, 1), (cut.shoulder + .01, _TOP + .12), tuple(elbow), (*outer, 1), (*inner, 1), (cut.chest - .02, -.16), (cut.shoulder*.5, -.3, 1)]
 
-def cuff_line(cut:Cut, up:float=0.) -> list:
+def cuff_line(cut:Cut, up:float=0.) -> list: # distance from the sleeve's end
     "Across the end of the right sleeve, `up` away from it"
     _, _, _, outer, inner, *_ = sleeve_outline(cut)
     a = math.radians(cut.angle)
     return [(p[0] - up*math.sin(a), p[1] - up*math.cos(a), 1) for p in (outer, inner)]
 
 # %% ../nbs/01_wardrobe.ipynb #e50cd6c6
-def bodice(c:Canvas, look:Look, cut:Cut, weave:float=.014, puff:float=.5, gloss:float=0.):
+def bodice(c:Canvas, look:Look, cut:Cut, weave:float=.014, puff:float=.5, gloss:float=0.): # as for `cloth` and `part`
     "Back of the neck, sleeves and body"
     part(c, mirror([(0, _TOP - .05), (cut.neck, _TOP, 1), (cut.neck*.7, _TOP + cut.depth*.7), (0, _TOP + cut.depth + .06)]), look.dark*.75, puff=0, folds=0)
     if cut.sleeve: part(c, sleeve_outline(cut), cloth(c, look, -cut.angle, weave), puff, both=True, gloss=gloss)
@@ -428,7 +428,7 @@ def bodice(c:Canvas, look:Look, cut:Cut, weave:float=.014, puff:float=.5, gloss:
         for side in (1, -1): crease(c, [(side*(cut.chest - .05), -.16), (side*cut.chest*.6, .0), (side*cut.chest*.45, .12)], .22)
     crease(c, ([(-cut.waist*.5, .3), (-cut.waist*.4, cut.length*.9)], [(cut.waist*.6, .2), (cut.waist*.45, cut.length*.85)]), .16)
 
-def ribbing(c, look, cut, colour=None, hem=True):
+def ribbing(c, look, cut, colour=None, hem=True): # of the bodice below it; colour: a darker one of the cloth's if None
     "Knitted bands at neck, cuffs and hem"
     colour = look.main*.86 if colour is None else colour
     line(c, neckline(cut), colour, .055)
@@ -437,7 +437,7 @@ def ribbing(c, look, cut, colour=None, hem=True):
     if hem and cut.sleeve: line(c, cuff_line(cut, .035), colour, .085, both=True)
 
 # %% ../nbs/01_wardrobe.ipynb #bab2edc6
-def placket(c, look, cut, n=6, top=None, colour=None, wide=.1):
+def placket(c, look, cut, n=6, top=None, colour=None, wide=.1): # n buttons; top: where it begins, below the neck if None
     "A button band down the front"
     top = _TOP + cut.depth if top is None else top
     print_on(c, box(0, (top + cut.length)/2, wide, cut.length - top), cloth(c, look) * .95)
@@ -446,26 +446,26 @@ def placket(c, look, cut, n=6, top=None, colour=None, wide=.1):
     line(c, tuple(circle(0, y + .006, .024) for y in np.linspace(top + .09, cut.length - .1, n)), look.dark*.6, .02, .5)
     _over(c, *c.mask(*(circle(0, y, .022) for y in np.linspace(top + .09, cut.length - .1, n))), buttons if colour is None else colour)
 
-def collar(c, look, cut, spread=.17, paint=None):
+def collar(c, look, cut, spread=.17, paint=None): # spread: how far apart its points are; paint: the cloth if None
     "Two collar points"
     low = _TOP + cut.depth
     paint = cloth(c, look, 30) if paint is None else paint
     part(c, [(0, low + .02, 1), (cut.neck*.9, _TOP - .05, 1), (cut.neck + .09, _TOP + .06), (spread, low + .1, 1)], paint, both=True, folds=0)
 
-def lapels(c, look, cut, paint=None, notch=.32):
+def lapels(c, look, cut, paint=None, notch=.32): # notch: how far out they reach; paint: the cloth, a little darker, if None
     "Folded-back fronts of a blazer or a coat"
     low = _TOP + cut.depth
     paint = cloth(c, look, 25) * .93 if paint is None else paint
     part(c, [(.01, low + .03, 1), (cut.neck*.85, _TOP - .03, 1), (cut.neck + .1, _TOP + .07), (notch - .02, _TOP + .24, 1), (notch - .07, _TOP + .27, 1), (notch + .01, _TOP + .31, 1), (.16, low - .06)], paint, both=True, folds=0, cast=.5)
 
-def pocket(c, look, x, y, w=.2, h=.2, flap=False, both=False):
+def pocket(c, look, x, y, w=.2, h=.2, flap=False, both=False): # middle and size; both: one on each side
     "A patch pocket"
     outline = [(x-w/2, y-h/2, 1), (x+w/2, y-h/2, 1), (x+w/2, y+h*.4, 1), (x, y+h/2), (x-w/2, y+h*.4, 1)]
     part(c, outline, cloth(c, look)*.97, .3, both=both, folds=.4, cast=.22)
     stitch(c, outline[1:] + outline[:1], look.ink, both=both, opacity=.6)
     if flap: part(c, [(x-w*.54, y-h*.55, 1), (x+w*.54, y-h*.55, 1), (x+w*.54, y-h*.25, 1), (x, y-h*.12), (x-w*.54, y-h*.25, 1)], cloth(c, look)*.93, .3, both=both, folds=0, cast=.3)
 
-def zipper(c, look, top, bottom, x=0.):
+def zipper(c, look, top, bottom, x=0.): # from top to bottom, at x
     "A zip with its pull"
     line(c, [(x, top, 1), (x, bottom, 1)], look.dark*.55, .04)
     stitch(c, [(x, top, 1), (x, bottom, 1)], look.metal, .02, opacity=.9)
@@ -502,7 +502,7 @@ def draw_sweater(c, look):
     else: mark(c, look, 0, -.15, .62, .4)
     ribbing(c, look, cut, look.accent if look.style in ("sport", "street") and look.chance(.5) else None)
 
-def cables(c, look, cut):
+def cables(c, look, cut): # of the sweater below it
     "Two cables of a fine knit"
     t = np.linspace(_TOP + cut.depth + .12, cut.length - .1, 40)
     for x in (-.2, .2):
@@ -597,11 +597,11 @@ def draw_puffer(c, look):
     line(c, cuff_line(cut, .02), look.dark, .06, both=True)
 
 # %% ../nbs/01_wardrobe.ipynb #bf95b09e
-def legs_outline(length, thigh, ankle, x=.27, crotch=-.2, waist=.37) -> list:
+def legs_outline(length, thigh, ankle, x=.27, crotch=-.2, waist=.37) -> list: # where they end; half the widths of thigh, ankle and waist; x: the middle of an ankle
     "Two legs from the waist to `length`"
     return mirror([(0, -.84, 1), (waist, -.84, 1), (thigh + .08, -.42), (thigh + .1, -.2), (x + ankle, length, 1), (x - ankle, length + .01, 1), (.035, crotch + .05), (0, crotch, 1)])
 
-def waistband(c, look, waist=.37, buckle=False, elastic=False):
+def waistband(c, look, waist=.37, buckle=False, elastic=False): # half its width
     "A band at the waist: with loops and a button, or elastic with strings"
     part(c, mirror([(0, -.9, 1), (waist - .01, -.9, 1), (waist + .015, -.78, 1), (0, -.77, 1)]), cloth(c, look)*.9, .3, folds=.2, cast=.25)
     if elastic:
@@ -662,7 +662,7 @@ def draw_shorts(c, look):
     waistband(c, look, elastic=look.style in ("sport", "street"))
 
 # %% ../nbs/01_wardrobe.ipynb #5dbf73c9
-def pleats(c, top, bottom, narrow, wide, n=5, depth=.3):
+def pleats(c, top, bottom, narrow, wide, n=5, depth=.3): # from top to bottom, half the widths there, n folds
     "Folds that spread towards the hem"
     at = np.linspace(-1, 1, n + 2)[1:-1]
     crease(c, tuple([(x*narrow, top), (x*(narrow + wide)*.5, (top + bottom)/2), (x*wide, bottom)] for x in at), depth, .028)
@@ -681,7 +681,7 @@ def draw_skirt(c, look):
     waistband(c, look, .34, elastic=look.style == "sport")
 
 # %% ../nbs/01_wardrobe.ipynb #14956e82
-def skirt_of_dress(waist, hem, length, top=-.02) -> list:
+def skirt_of_dress(waist, hem, length, top=-.02) -> list: # half the widths of waist and hem; length: where it ends
     "The lower half of a dress"
     return mirror([(0, top - .03, 1), (waist, top, 1), (waist + (hem - waist)*.42, top + (length - top)*.36), (hem, length, 1), (hem*.5, length + .035), (0, length + .045)])
 
@@ -737,11 +737,11 @@ def draw_sundress(c, look):
     part(c, tuple(circle(0, y, .024) for y in (-.44, -.34, -.24)), look.accent, folds=0, cast=.3)
 
 # %% ../nbs/01_wardrobe.ipynb #dc417d8d
-def sole(c, look, top, thick, colour, front=.95, back=-.9, spring=.06):
+def sole(c, look, top, thick, colour, front=.95, back=-.9, spring=.06): # where it begins and how thick; front, back: its ends; spring: how far the toe rises
     "A rubber sole with a tread line"
     part(c, [(back, top, 1), (0, top + .03), (front - .1, top - .02), (front, top - .04, 1), (front + .02, top + thick*.6 - spring), (front - .16, top + thick), (0, top + thick), (back + .05, top + thick), (back - .03, top + thick*.5)], colour, .35, folds=0, cast=.3)
 
-def laces(c, look, start, end, n=4, width=.13):
+def laces(c, look, start, end, n=4, width=.13): # where the n rows begin and end; width: half a lace
     "Crossed laces up the instep"
     a, b = np.array(start), np.array(end)
     across = np.array([-(b - a)[1], (b - a)[0]]) / np.linalg.norm(b - a) * width
@@ -1061,12 +1061,12 @@ def _silhouette(row):
 SILHOUETTES = dict(map(_silhouette, _SHELF.strip().split("\n")))
 
 # %% ../nbs/01_wardrobe.ipynb #8d719956
-def studio(x, y, rng):
+def studio(x, y, rng): # x, y: (size, size) from -1 to 1; gives (size, size, 3), as all backgrounds do
     "White to pale grey, or a pale tint, a little darker towards the corners"
     tint = np.float32([1, 1, 1]) - rng.uniform(0, .16, 3).astype(np.float32) * (rng.random() < .45)
     return tint * (rng.uniform(.86, .99) - .06*(x**2 + y**2) - .03*y)[..., None]
 
-def wood(x, y, rng):
+def wood(x, y, rng): # as `studio`
     "Planks with grain"
     tone = np.float32(((.78, .62, .44), (.52, .36, .24), (.83, .78, .71), (.60, .55, .50), (.36, .27, .21))[rng.integers(5)])
     if rng.random() < .5: x, y = y, x
@@ -1078,7 +1078,7 @@ def wood(x, y, rng):
     light = 1 + .07*np.sin(plank*37.1) + .055*(rings + fine) - .38*np.minimum(joint, 1)
     return tone * light[..., None]
 
-def linen(x, y, rng):
+def linen(x, y, rng): # as `studio`
     "A woven cloth with soft waves"
     tone = np.float32(((.90, .87, .80), (.72, .74, .76), (.80, .68, .62), (.60, .66, .60), (.55, .60, .70), (.85, .78, .80))[rng.integers(6)])
     weave = noise("grain", x*200 + 400, y*26 + 400) + noise("grain", x*26 + 300, y*200 + 500)
@@ -1330,13 +1330,13 @@ def wardrobe_rows(
     return rows[[*COLUMNS, "silhouette", "style", "color", "pattern", "group", "price", "seed", "photo"]]
 
 # %% ../nbs/01_wardrobe.ipynb #eb67ed45
-DRAWING = 5 # raised when the drawing changes, so that old pictures are replaced
+_DRAWING = 5 # raised when the drawing changes, so that old pictures are replaced
 
 def cache_folder() -> Path:
     "Where fitmatch keeps what it can make again: FITMATCH_CACHE, or ~/.cache/fitmatch"
     return Path(os.environ.get("FITMATCH_CACHE") or Path.home() / ".cache" / "fitmatch").expanduser()
 
-def picture_bytes(row, size:int=160) -> bytes:
+def picture_bytes(row, size:int=160) -> bytes: # of `wardrobe_rows`; size: pixels of a side
     "The JPEG of one row; a broken one where the row says corrupt"
     buffer = BytesIO()
     draw_product(row.silhouette, row.style, row.color, row.pattern, row.seed, size).save(buffer, "JPEG", quality=88)
@@ -1350,7 +1350,7 @@ def _keep_picture(row, path, size): # replaced in one step: another process may 
 def _draw_pictures(rows, root, size):
     "Draws what is not there yet"
     known = rows[["image", "silhouette", "style", "color", "pattern", "seed", "photo"]].to_json(orient="values")
-    marker, digest = root / "wardrobe.json", hashlib.sha256(f"{DRAWING} {size} {known}".encode()).hexdigest()
+    marker, digest = root / "wardrobe.json", hashlib.sha256(f"{_DRAWING} {size} {known}".encode()).hexdigest()
     try: done = json.loads(marker.read_text())["digest"] == digest
     except (OSError, ValueError, KeyError, TypeError): done = False
     rows = rows[(rows["photo"] != "missing") & ~rows["image"].duplicated()]

@@ -31,7 +31,7 @@ from .catalogue import FitmatchError
 # %% ../nbs/01a_web.ipynb #f4dad9eb
 class WebRefused(FitmatchError):
     "An address that was not asked, or an answer that was not taken; `reason` is a short code for counting"
-    def __init__(self, reason:str, detail:str="", temporary:bool=False, retry_after:float|None=None):
+    def __init__(self, reason:str, detail:str="", temporary:bool=False, retry_after:float|None=None): # a short code for counting; detail: what people read; temporary: may it go well later, and after how many seconds?
         self.reason, self.detail = reason, detail
         self.temporary, self.retry_after = temporary, retry_after
         super().__init__(f"{reason}: {detail}" if detail else reason)
@@ -69,7 +69,7 @@ class WebAddress(NamedTuple):
     port:int
     target:str # path and query
 
-    def authority(self): return self.host if self.port == _PORTS[self.scheme] else f"{self.host}:{self.port}"
+    def authority(self): return self.host if self.port == _PORTS[self.scheme] else f"{self.host}:{self.port}" # the host, with its port where that is not the usual one
     def __str__(self): return f"{self.scheme}://{self.authority()}{self.target}"
 
 # %% ../nbs/01a_web.ipynb #ecec6830
@@ -361,7 +361,7 @@ class Web:
 
     @contextmanager
     def stream(self,
-        url:str,
+        url:str, # what a stranger wrote: checked, and so is where it leads
         headers:dict|None=None,      # further ones, such as {"Range": "bytes=1000-"}
         deadline:float|None=None,    # seconds; default: the client's
         max_bytes:float|None=None,   # default: the client's; `math.inf` for no limit

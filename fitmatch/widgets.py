@@ -104,7 +104,7 @@ class ProductPicker:
         "The first products that were bought with others, else the first"
         return (np.flatnonzero(self.shop.catalogue.products["also_buy"].map(len) > 0)[:25].tolist() or list(range(min(25, len(self.shop.catalogue)))))
 
-    def offer(self, rows):
+    def offer(self, rows): # row numbers of the shop's products
         "Lists these products; the first one is chosen"
         cells = self.shop.catalogue.products[["asin", "title"]].iloc[list(rows)].itertuples(index=False)
         self.results.options = [(product_name(asin, title), asin) for asin, title in cells] or [("no product has all these words", "")]
@@ -160,15 +160,15 @@ class MatchControls:
         matching = [self.k, self.threshold] if shop.matchers else []
         self.ui = VBox([_row(*[self.matcher]*(len(shop.matchers) > 1), self.category), _row(*matching, self.diversity)])
 
-    def switch(self, change):
+    def switch(self, change): # of the matcher, as ipywidgets tell it
         "Another matcher has other scores, so the threshold goes to its own"
         self.threshold.unobserve(self.chosen, names="value")
         self.threshold.value = own_threshold(self.shop.matchers.get(change["new"]))
         self.threshold.observe(self.chosen, names="value")
         self.asked(change)
 
-    def question(self) -> dict: return {"matcher": self.matcher.value, "k": self.k.value} if self.matcher.options else {}
-    def choice(self) -> dict: return {"threshold": round(self.threshold.value, 4), "category": self.category.value or None, "diversity": round(self.diversity.value, 4)}
+    def question(self) -> dict: return {"matcher": self.matcher.value, "k": self.k.value} if self.matcher.options else {} # arguments of `ask`
+    def choice(self) -> dict: return {"threshold": round(self.threshold.value, 4), "category": self.category.value or None, "diversity": round(self.diversity.value, 4)} # arguments of `choose`
 
 # %% ../nbs/12_widgets.ipynb #d5b0e623
 class _MatchPage(Demo):
@@ -213,12 +213,12 @@ class MatchDemo(_MatchPage):
         self.ui.children = (self.picker.ui, *[self.upload.ui]*(shop.encoder is not None), self.controls.ui, self.gain, self.message, self.cards, _row(self.link, self.show_code), self.listing)
         self.pick(product or self.picker.results.value)
 
-    def pick(self, asin):
+    def pick(self, asin): # of a product
         "Asks about a product"
         self.product, self.photo, self.vector = asin, None, None
         self.reask()
 
-    def bring(self, name:str, data:bytes):
+    def bring(self, name:str, data:bytes): # of a file, and its content
         "Asks about a photo; one that is refused is said to be, and nothing else changes"
         with in_words(self.message):
             picture = accept_photo(data, name)
@@ -250,7 +250,7 @@ class OutfitDemo(Demo):
         self.ui.children = (self.picker.ui, _row(*self.locks.values(), self.again), self.message, self.cards)
         self.pick(product or self.picker.results.value)
 
-    def pick(self, asin):
+    def pick(self, asin): # of a product
         "Begins a look for another product"
         self.product, self.look = asin, {}
         for lock in self.locks.values(): lock.value = False
@@ -311,7 +311,7 @@ class ClusterBrowser(Demo):
         "A cluster in the list"
         return f"cluster {c.cluster}: {c.size:,} products" + ("" if c.label is None else f", {c.purity:.0%} {c.label}")
 
-    def draw(self): self.cards.value = self.static()
+    def draw(self): self.cards.value = self.static() # puts the static picture in its place
 
     def picture(self) -> str: # a part of a page
         "Some products of the cluster"
@@ -353,7 +353,7 @@ class ThresholdExplorer(Demo):
         if at is not None: self.threshold.value = at
         elif not isinstance(curve, str): self.message.value = notice(f"No threshold of this matcher makes {self.wanted.value:.0%} of its suggestions right; its best is {curve['precision'][curve['suggested'] >= 10].max():.0%}.")
 
-    def draw(self): self.chart.value = self.static()
+    def draw(self): self.chart.value = self.static() # puts the static picture in its place
 
     def picture(self) -> str: # a part of a page
         "The chart and what it says"
@@ -377,7 +377,7 @@ class EncoderCompare(Demo):
         self.ui.children = (self.picker.ui, self.k, self.message, self.cards)
         self.pick(product or self.picker.results.value)
 
-    def pick(self, asin):
+    def pick(self, asin): # of a product
         "Asks about a product"
         self.product, self.table = asin, None
         self.redraw()

@@ -55,8 +55,11 @@ def overlay(tmp_path_factory):
     made, root = {}, Path(__file__).resolve().parent.parent
     def env(*requirements):
         if requirements not in made:
-            target = tmp_path_factory.mktemp("overlay")
-            done = subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target), *requirements], capture_output=True, text=True, timeout=600)
+            target, uv = tmp_path_factory.mktemp("overlay"), shutil.which("uv", path=str(Path(sys.executable).parent)) or shutil.which("uv")
+            ways = [[uv, "pip", "install", "--python", sys.executable]]*(uv is not None) + [[sys.executable, "-m", "pip", "install"]]          # uv takes a fifth of the time
+            for way in ways:
+                done = subprocess.run([*way, "--quiet", "--no-deps", "--target", str(target), *requirements], capture_output=True, text=True, timeout=600)
+                if done.returncode == 0: break
             if done.returncode and not os.environ.get("CI"): pytest.skip(f"pip cannot install {' '.join(requirements)}: {done.stderr.strip().splitlines()[-1]}")
             assert done.returncode == 0, done.stderr
             made[requirements] = target

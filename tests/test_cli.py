@@ -1,4 +1,5 @@
 """The command as a user types it: figures on the way through, and one clear line for every mistake."""
+import functools
 import json
 import shutil
 import subprocess
@@ -6,19 +7,29 @@ import sys
 from pathlib import Path
 
 import pytest
+from nursery import Nursery
 from PIL import Image
 
 COMMAND = str(Path(sys.executable).parent/"fitmatch")
 
 
-def fitmatch(*arguments, **kwargs):
-    "The finished process of `fitmatch …`"
-    return subprocess.run([COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=600, **kwargs)
+@functools.cache
+def nursery(): return Nursery("import fitmatch.cli, fitmatch.pipeline, fitmatch.train")
 
 
-def mistake(*arguments, **kwargs):
+def typed(*arguments):
+    "The finished process of the command `fitmatch …` as a user types it"
+    return subprocess.run([COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=600)
+
+
+def fitmatch(*arguments):
+    "The same, in a fork of a process that has imported it all"
+    return nursery().run("from fitmatch.cli import main; main()", *arguments)
+
+
+def mistake(*arguments, run=fitmatch):
     "The one line a user's mistake gets; anything else fails the test"
-    done = fitmatch(*arguments, **kwargs)
+    done = run(*arguments)
     lines = done.stderr.strip().splitlines()
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr and done.stdout == ""
@@ -38,7 +49,7 @@ def workspace(tmp_path_factory):
             image = Image.new("RGB", (48, 48), colour)
             image.paste((20*i, 200, 40), (2*i, 5, 2*i + 12, 30 + i))
             image.save(path)
-    done = fitmatch("run", folder/"photos", "--out", folder/"workspace", "--json")
+    done = typed("run", folder/"photos", "--out", folder/"workspace", "--json")
     assert done.returncode == 0, done.stderr
     return folder/"workspace", json.loads(done.stdout)
 
@@ -85,7 +96,7 @@ def test_match_with_also_buy(demo_run):
 
 
 def test_help_is_quick_and_complete():
-    done = fitmatch("--help")
+    done = typed("--help")
     assert done.returncode == 0 and all(name in done.stdout for name in ("demo", "run", "match", "evaluate", "encoders", "app"))
 
 
@@ -93,7 +104,7 @@ def test_help_is_quick_and_complete():
 
 def test_empty_folder(tmp_path):
     (tmp_path/"photos").mkdir()
-    assert "is empty" in mistake("run", tmp_path/"photos", "--out", tmp_path/"w")
+    assert "is empty" in mistake("run", tmp_path/"photos", "--out", tmp_path/"w", run=typed)
     assert not (tmp_path/"w").exists()
 
 

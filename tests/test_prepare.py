@@ -1,5 +1,6 @@
 """Catalogues from strangers: every row is kept or counted, whatever the file holds and whenever the machine stops."""
 import csv
+import functools
 import gzip
 import json
 import multiprocessing
@@ -15,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+from nursery import Nursery
 
 from fitmatch.catalogue import FitmatchError, escape_formula, load_catalogue, normalised_title, unescape_formula, write_csv
 from fitmatch.prepare import _hashes, _heard, _judge_all, _titles_compared, prepare
@@ -27,9 +29,13 @@ PREPARE = "import json, sys\nfrom fitmatch.prepare import prepare\ns = prepare(s
 URL = "https://m.media-amazon.com/images/I/{}.jpg"
 
 
+@functools.cache
+def nursery(): return Nursery("import fitmatch.prepare")
+
+
 def child(source, out, processes=1, limit=120):
     "The summary of `prepare` in a process of its own"
-    done = subprocess.run([sys.executable, "-c", PREPARE, str(source), str(out), str(processes)], capture_output=True, text=True, timeout=limit)
+    done = nursery().run(PREPARE, source, out, processes, timeout=limit)
     assert done.returncode == 0, done.stderr[-1500:]
     return json.loads(done.stdout)
 
@@ -202,12 +208,14 @@ def test_killed_at_random_moments_the_rerun_equals_an_unbroken_run(processes, tm
     child(file, tmp_path/"timed", processes)
     seconds = time.perf_counter() - begin
     killed = 0
-    for moment in draw.uniform(0.3*seconds, seconds, 30):
-        process = subprocess.Popen([sys.executable, "-c", PREPARE, str(file), str(tmp_path/"broken"), str(processes)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        try: process.wait(moment)
-        except subprocess.TimeoutExpired:
-            process.kill(); process.wait(); killed += 1
-            assert process.stdout.read() is not None     # ends when the last of its processes has ended: none is left behind
+    for _ in range(30):
+        moment, (ours, theirs), begin = draw.uniform(0, seconds), os.pipe(), time.perf_counter()
+        with open(theirs, "wb") as out: process = nursery().start(PREPARE, file, tmp_path/"broken", processes, stdout=out, stderr=out)
+        with open(ours, "rb") as said:
+            try: process.wait(moment); seconds = time.perf_counter() - begin     # quicker than when it was timed
+            except subprocess.TimeoutExpired: killed += process.kill()
+            assert process.wait() in (0, -signal.SIGKILL), said.read()
+            said.read()                                  # ends when the last of its processes has ended: none is left behind
     again = child(file, tmp_path/"broken", processes)
     figure(f"reading with {processes} process{'es' if processes > 1 else ''} killed at {killed} of 30 random moments: the rerun equals an unbroken run")
     assert killed >= 10

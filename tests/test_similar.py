@@ -200,7 +200,7 @@ def test_an_index_without_faiss_says_what_to_install(monkeypatch):
 
 def test_scikit_learns_conventions():
     items = NearestItems(n_neighbors=3, block=7)
-    assert clone(items).get_params() == items.get_params() == dict(n_neighbors=3, block=7, device=None)
+    assert clone(items).get_params() == items.get_params() == dict(n_neighbors=3, block=7, device=None, exact_below=200_000)
     X = np.random.default_rng(0).normal(size=(20, 4))
     assert items.fit(X) is items and items.n_features_in_ == 4 and items.n_samples_fit_ == 20
     with pytest.raises(Exception, match="not fitted"): NearestItems().kneighbors()

@@ -1,4 +1,5 @@
 """What the site and the wheel are made of: configuration, sidebar, colours, pictures, stored outputs, packaging."""
+import ast
 import base64
 import configparser
 import importlib.util
@@ -201,20 +202,45 @@ def test_outputs_are_those_of_a_fresh_run(name, tmp_path):
 
 # the package
 
-WITHOUT = set((ROOT/"tests"/"without_example.txt").read_text(encoding="utf-8").splitlines())   # it may only become shorter
+def public_names(module):
+    "What a module exports"
+    return re.findall(r"'(\w+)'", re.search(r"^__all__ = \[(.*?)\]", module.read_text(encoding="utf-8"), re.M | re.S)[1])
 
 
 def test_every_public_symbol_has_an_example():
-    unused = []
-    for path in NOTEBOOKS:
-        module = ROOT/"fitmatch"/(re.sub(r"^\d+\w?_", "", path.stem) + ".py")
-        if path.parent != NBS or not re.match(r"\d\d", path.stem) or not module.exists(): continue
-        listed = re.search(r"^__all__ = \[(.*?)\]", module.read_text(encoding="utf-8"), re.M | re.S)
-        used = "\n".join(source(c) for p in NOTEBOOKS for c in cells(p) if c["cell_type"] == "code" and not re.search(r"^#\|\s*(?:export|exporti|hide)\b", source(c), re.M))
-        used = re.sub(r"^\s*(?:from .*|import .*)$", "", used, flags=re.M)
-        unused += [f"{path.stem}: {n}" for n in re.findall(r"'(\w+)'", listed[1]) if not re.search(rf"\b{n}\b", used)]
-    assert set(unused) <= WITHOUT, f"show what it does, in a cell that is not exported: {sorted(set(unused) - WITHOUT)}"
-    assert WITHOUT <= set(unused), f"has an example now or is gone, take it out of tests/without_example.txt: {sorted(WITHOUT - set(unused))}"
+    used = "\n".join(source(c) for p in NOTEBOOKS for c in cells(p) if c["cell_type"] == "code" and not re.search(r"^#\|\s*(?:export|exporti|hide)\b", source(c), re.M))
+    used = set(re.findall(r"\w+", re.sub(r"^\s*(?:from .*|import .*)$", "", used, flags=re.M)))
+    modules = {p.stem: ROOT/"fitmatch"/(re.sub(r"^\d+\w?_", "", p.stem) + ".py") for p in NOTEBOOKS if p.parent == NBS and re.match(r"\d\d", p.stem)}
+    unused = [f"{name}: {n}" for name, module in modules.items() if module.exists() for n in public_names(module) if n not in used]
+    assert unused == [], "show what it does, in a cell that is not exported, or make it private"
+
+
+# These say the same wherever they stand; `c` and `look` are the canvas and the look of every drawing
+SAID_ONCE = {"self", "cls", "_", "random_state", "progress", "n_resamples", "confidence", "c", "look"}
+MODULES = [p for p in sorted((ROOT/"fitmatch").glob("*.py")) if not p.name.startswith("_")]
+CLASSES = {n.name for p in MODULES for n in ast.parse(p.read_text(encoding="utf-8")).body if isinstance(n, ast.ClassDef)}
+
+
+def without_words(text, public):
+    "Public functions, classes and methods of a module without a line that says what they are, and parameters without a comment, help text, or a class of ours as their type"
+    lines = text.splitlines()
+    def says(n): return "#" in re.sub(r"\"[^\"]*\"|'[^']*'", "", lines[n - 1])
+    def of(f, name):
+        if not ast.get_docstring(f) and not f.name.startswith("__") and not any(says(n) for n in range(f.lineno, f.body[0].lineno + 1)): yield name
+        for x in [*f.args.posonlyargs, *f.args.args, *f.args.kwonlyargs, *filter(None, (f.args.vararg, f.args.kwarg))]:
+            kind = ast.unparse(x.annotation).strip("'").split("|")[0] if x.annotation else ""
+            if not (x.arg in SAID_ONCE or kind in CLASSES or kind.startswith("Annotated[") or kind in ("JsonFlag", "EncoderName", "WeightsFile", "DataFolder") or says(x.lineno)): yield f"{name}: {x.arg}"
+    for node in ast.parse(text).body:
+        if getattr(node, "name", None) not in public: continue
+        if isinstance(node, ast.FunctionDef): yield from of(node, node.name)
+        elif not ast.get_docstring(node): yield node.name
+        for m in node.body if isinstance(node, ast.ClassDef) else ():
+            if isinstance(m, ast.FunctionDef) and (m.name == "__init__" or not m.name.startswith("_")): yield from of(m, f"{node.name}.{m.name}")
+
+
+def test_every_public_symbol_says_what_it_is():
+    assert list(without_words('def f(x, y=1): # both\n    "Adds"\n\ndef g(a:int,\n  b): "…"\n\nclass K:\n    def m(self): ...\n', {"f", "g", "K"})) == ["g: a", "g: b", "K", "K.m"]
+    assert {p.stem: found for p in MODULES if (found := list(without_words(p.read_text(encoding="utf-8"), public_names(p))))} == {}, "a line below it, a comment behind each parameter"
 
 
 def test_ruff_finds_no_bug():
