@@ -119,7 +119,7 @@ def _open_or_create(db, name:str, schema:pa.Schema):
     return db.open_table(name)  # somebody else was faster
 
 # %% ../nbs/05_embed.ipynb #4b7dc51e
-_NEWER = re.compile("[Pp]lease upgrade|unknown reader feature flags|cannot be read by this version")
+_NEWER = re.compile("[Pp]lease upgrade|cannot be read by this version|Unknown Lance storage version")
 
 @contextmanager
 def _lance_errors_explained(path:Path):
@@ -129,7 +129,7 @@ def _lance_errors_explained(path:Path):
         except (FitmatchError, AttributeError, TypeError, NameError): raise  # the last three would be our mistake
         except Exception as e:  # ValueError, RuntimeError, OSError, KeyError and panics, whichever part of a damaged file it stumbles on
             if is_remote(path) and (why := store_trouble(e, path)): raise FitmatchError(f"cannot use {path}: {why}") from e
-            if _NEWER.search(str(e)): raise FitmatchError(f"{path} was written by a newer lancedb than the one installed here: type  pip install --upgrade lancedb") from e
+            if _NEWER.search(str(e)): raise FitmatchError(f"{path} was written by a newer lancedb than the one installed here: type  pip install --upgrade lancedb. If that does not help it is damaged: delete it and embed again") from e
             for text, meaning in (("No space left", "the disk is full"), ("Read-only", "the disk is read-only"), ("Permission denied", "writing is not allowed")):
                 if text in str(e): raise FitmatchError(f"cannot write {path}: {meaning}. What was stored before is untouched") from e
             reason = (str(e).strip().splitlines() or [""])[0][:100]

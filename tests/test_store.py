@@ -25,9 +25,11 @@ from fitmatch.cli import run_command_line
 from fitmatch.embed import EmbeddingStore, embed
 from fitmatch.encoders import BUNDLED, FashionCNN, load_encoder, save_encoder
 from fitmatch.images import check_images, download, download_status, open_image
+from fitmatch.neighbours import neighbours
 from fitmatch.pipeline import demo, match_photos, run
 from fitmatch.prepare import prepare, read_notes
 from fitmatch.sources import read_source
+from fitmatch.vectorindex import build_index, index_report, open_store
 from fitmatch.wardrobe import draw_wardrobe
 from test_download import picture, shop, stock
 from test_web import shop_web
@@ -221,6 +223,31 @@ def test_what_a_newer_version_wrote_is_refused(place, wardrobe, monkeypatch):
         assert len(load_catalogue(place)) == 3
     for read in (load_catalogue, lambda place: EmbeddingStore(place, Tiny())):
         with pytest.raises(FitmatchError, match="newer fitmatch .format 2, this one reads up to 1.: type  pip install --upgrade fitmatch"): read(place)
+
+
+
+def test_what_a_newer_lance_wrote_is_told_apart_from_damage(place):
+    "The manifest asks for a feature that no reader knows yet"
+    EmbeddingStore(place, Tiny()).add(*tiny_rows(2))
+    for manifest in [p for p in (workspace_path(place)/"embeddings.lance").rglob("*.manifest")]:
+        data = read_bytes(manifest)
+        at = int.from_bytes(data[-16:-8], "little")
+        end = at + 4 + int.from_bytes(data[at:at + 4], "little")
+        message = data[at + 4:end] + b"\x48\x80\x80\x80\x80\x80\x80\x20"   # reader_feature_flags, field 9 of the protocol buffer
+        _put(manifest, data[:at] + len(message).to_bytes(4, "little") + message + data[end:])
+    with pytest.raises(FitmatchError, match="newer lancedb than the one installed here: type  pip install --upgrade lancedb"): EmbeddingStore(place, Tiny()).known()
+
+
+def test_neighbours_and_index_are_the_same(s3, tmp_path):
+    X = np.random.default_rng(0).normal(size=(40, 4)).astype(np.float32)
+    found = []
+    for place in (tmp_path/"shop", s3 + "/shop"):
+        EmbeddingStore(place, Tiny()).add([f"B{i:02}" for i in range(40)], ["h"]*40, X)
+        store = open_store(place)
+        notes = neighbours(store, k=3, progress=False, block=16)
+        assert notes["blocks"] == 3 and build_index(store, sample=20, k=3)["recall"] == index_report(store)["recall"] == 1
+        found.append(read_table(workspace_path(place)/"neighbours.parquet").to_pandas())
+    same(found[0].round(5), found[1].round(5))
 
 # downloads
 
