@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['LABELS', 'COLUMNS', 'QUARANTINE', 'SUFFIXES', 'S3_PATIENCE', 'REASONS', 'PICTURES', 'QUARANTINE_SCHEMA',
            'CATALOGUE_FORMAT', 'FitmatchError', 'is_remote', 'workspace_path', 'lance_options', 'store_trouble',
-           'disk_errors_explained', 'writing', 'read_bytes', 'local_copy', 'Files', 'is_there', 'Catalogue',
-           'clean_text', 'is_page_code', 'contract', 'find_violations', 'no_collection', 'quarantined', 'judge',
-           'clean', 'info', 'select', 'refuse', 'normalised_title', 'connected_groups', 'group_names', 'with_groups',
-           'escape_formula', 'unescape_formula', 'write_csv', 'write_table', 'read_table', 'address', 'place_file',
-           'catalogue_notes', 'save_catalogue', 'load_catalogue', 'refuse_newer']
+           'disk_errors_explained', 'writing', 'read_bytes', 'local_copy', 'Files', 'is_there', 'connect_lance',
+           'Catalogue', 'clean_text', 'is_page_code', 'contract', 'find_violations', 'no_collection', 'quarantined',
+           'judge', 'clean', 'info', 'select', 'refuse', 'normalised_title', 'connected_groups', 'group_names',
+           'with_groups', 'escape_formula', 'unescape_formula', 'write_csv', 'write_table', 'read_table', 'address',
+           'place_file', 'catalogue_notes', 'save_catalogue', 'load_catalogue', 'refuse_newer']
 
 # %% ../nbs/00_catalogue.ipynb #31ea352c
 import errno
@@ -238,6 +238,16 @@ def is_there(path) -> bool: # of `workspace_path`
     "Whether there is such a file"
     return path.is_file() if not is_remote(path) else Files(path.parent, "images/").size(path.name) is not None
 
+
+# %% ../nbs/00_catalogue.ipynb #5c3e0013
+def connect_lance(
+    folder, # of `workspace_path`: where Lance tables lie
+): # a `lancedb` connection
+    "The Lance tables of a folder, on a disk or in a store. Raises `FitmatchError` where the store does not answer"
+    import lancedb
+    if not is_remote(folder): return lancedb.connect(folder)
+    Files(folder)._ask("info", "")  # first one question of our own: a server that is silent, Lance asks a dozen times
+    return lancedb.connect(str(folder), storage_options=lance_options(folder))
 
 # %% ../nbs/00_catalogue.ipynb #36a461bc
 def _empty_quarantine():

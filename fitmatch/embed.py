@@ -40,7 +40,7 @@ from torch import nn
 from torch.fx.experimental.optimization import fuse
 from tqdm.auto import tqdm
 
-from .catalogue import Catalogue, FitmatchError, disk_errors_explained, is_remote, lance_options, read_bytes, refuse_newer, select, store_trouble, workspace_path, writing
+from .catalogue import Catalogue, FitmatchError, connect_lance, disk_errors_explained, is_remote, read_bytes, refuse_newer, select, store_trouble, workspace_path, writing
 from .encoders import Encoder, pick_device, state_sha256
 from .engine import Stage, pick_engine, start_ray, stream
 from .fetch import cache_folder
@@ -119,7 +119,7 @@ def _open_or_create(db, name:str, schema:pa.Schema):
     return db.open_table(name)  # somebody else was faster
 
 # %% ../nbs/05_embed.ipynb #4b7dc51e
-_NEWER = re.compile("[Pp]lease upgrade|unknown reader feature flags|cannot be read by this version")
+_NEWER = re.compile("[Pp]lease upgrade|cannot be read by this version|Unknown Lance storage version")
 
 @contextmanager
 def _lance_errors_explained(path:Path):
@@ -129,7 +129,7 @@ def _lance_errors_explained(path:Path):
         except (FitmatchError, AttributeError, TypeError, NameError): raise  # the last three would be our mistake
         except Exception as e:  # ValueError, RuntimeError, OSError, KeyError and panics, whichever part of a damaged file it stumbles on
             if is_remote(path) and (why := store_trouble(e, path)): raise FitmatchError(f"cannot use {path}: {why}") from e
-            if _NEWER.search(str(e)): raise FitmatchError(f"{path} was written by a newer lancedb than the one installed here: type  pip install --upgrade lancedb") from e
+            if _NEWER.search(str(e)): raise FitmatchError(f"{path} was written by a newer lancedb than the one installed here: type  pip install --upgrade lancedb. If that does not help it is damaged: delete it and embed again") from e
             for text, meaning in (("No space left", "the disk is full"), ("Read-only", "the disk is read-only"), ("Permission denied", "writing is not allowed")):
                 if text in str(e): raise FitmatchError(f"cannot write {path}: {meaning}. What was stored before is untouched") from e
             reason = (str(e).strip().splitlines() or [""])[0][:100]
@@ -271,11 +271,10 @@ class EmbeddingStore:
         workspace:str|Path|None, # as for `workspace_path`; the store is its `embeddings.lance`
         encoder:Encoder,    # whose vectors these are
     ):
-        import lancedb
         self.schema, self.path, name = _schema(encoder), workspace_path(workspace)/"embeddings.lance", _table_name(encoder.info.name)
         self.dim, self._lock, self._seal = encoder.info.dim, _lock_of(self.path/f"{name}.lock"), self.path/f"{name}.seal"
         with _lance_errors_explained(self.path):
-            self._db = lancedb.connect(str(self.path), storage_options=lance_options(self.path)) if is_remote(self.path) else lancedb.connect(self.path)
+            self._db = connect_lance(self.path)
             self._table = _open_or_create(self._db, name, self.schema)
             _refuse_other_encoder(self._table.schema.metadata, self.schema, self.path)
             if not self._table.schema.equals(self.schema): raise ValueError("not the columns of a store")

@@ -24,19 +24,14 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from . import catalogue
-from .catalogue import FitmatchError
+from .catalogue import FitmatchError, connect_lance, read_bytes, workspace_path
 from .embed import EmbeddingStore, _breaks_seal, _checksums, _lance_errors_explained, _read_seal, _seal_of, _table_name
 from .prepare import read_notes, write_json
 
 # %% ../nbs/05d_vectorindex.ipynb #5d000007
-def _store_folder(workspace) -> tuple: # (folder, how Lance gets there)
-    "Where a workspace's store is"
-    folder = getattr(catalogue, "workspace_path", Path)(workspace)/"embeddings.lance"
-    return folder, getattr(catalogue, "lance_options", lambda path: None)(folder)
-
-def _tables(folder) -> list: # names
-    "The tables of a store"
+def _tables(workspace) -> list: # names
+    "The tables of a workspace's store"
+    folder = workspace_path(workspace)/"embeddings.lance"
     return sorted(p.name.removesuffix(".lance") for p in folder.glob("*.lance") if p.is_dir())
 
 def open_store(
@@ -44,16 +39,14 @@ def open_store(
     encoder:str|None=None, # whose vectors; default: those of the last run, or the only ones there
 ) -> EmbeddingStore:
     "The vectors of a workspace, without loading the network that made them"
-    import lancedb
-    (folder, options), workspace = _store_folder(workspace), str(workspace)
-    found, wanted = _tables(folder), encoder or read_notes(folder.parent).get("encoder")
+    found, wanted = _tables(workspace), encoder or read_notes(workspace).get("encoder")
     name = _table_name(wanted) if wanted else found[0] if len(found) == 1 else None
     if not found: raise FitmatchError(f"{workspace} has no embeddings: type  fitmatch run SOURCE --out {workspace}")
     if name not in found: raise FitmatchError(f"{workspace} holds embeddings of {', '.join(found)}: say which, with encoder= or --encoder")
-    with _lance_errors_explained(folder):
-        about = {k.decode(): v.decode() for k, v in lancedb.connect(str(folder), storage_options=options).open_table(name).schema.metadata.items()}
+    with _lance_errors_explained(path := workspace_path(workspace)/"embeddings.lance"):
+        about = {k.decode(): v.decode() for k, v in connect_lance(path).open_table(name).schema.metadata.items()}
         info = SimpleNamespace(name=about["encoder"], dim=int(about["dim"]))
-    return EmbeddingStore(folder.parent, SimpleNamespace(info=info, weights_sha256=about["weights_sha256"]))
+    return EmbeddingStore(workspace, SimpleNamespace(info=info, weights_sha256=about["weights_sha256"]))
 
 # %% ../nbs/05d_vectorindex.ipynb #5d00000c
 _COLUMNS = ["asin", "image_sha256", "checksum", "vector"]
@@ -336,7 +329,7 @@ def index_report(
 ) -> dict|None: # the report of `build_index`, and `unindexed`: rows added since, `stale`: whether the table has changed; None where there is no index
     "What is known of a store's index. Raises `FitmatchError` where the file is damaged"
     path = _index_file(store)
-    try: report = json.loads(path.read_text(encoding="utf-8"))
+    try: report = json.loads(read_bytes(path))
     except FileNotFoundError: return None
     except (OSError, ValueError) as e: raise FitmatchError(f"{path} is damaged: delete it and build the index anew with  fitmatch index") from e
     if not isinstance(report, dict) or not {"kind", "probes", "refine", "recall", "interval", "k", "rows", "version", "partitions"} <= set(report):
