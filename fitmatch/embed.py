@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STORE_FORMAT', 'LOCK_PATIENCE', 'LOCK_BEAT', 'LOCK_SILENCE', 'MANY_FRAGMENTS', 'MARGIN', 'PRECISIONS', 'RUNTIMES',
            'TOLERANCE', 'as_vectors', 'check_vectors', 'EmbeddingStore', 'StoredVectors', 'open_for', 'taken_apart',
-           'best_precision', 'plans', 'FastEncoder', 'fast', 'encode_images', 'embed', 'vectors_of']
+           'best_precision', 'plans', 'FastEncoder', 'fast', 'encode_images', 'embed', 'embed_into', 'vectors_of']
 
 # %% ../nbs/05_embed.ipynb #0233354a
 import copy
@@ -892,6 +892,15 @@ def _lacking(catalogue, store) -> np.ndarray:
     known = dict(zip(keys["asin"].to_pylist(), keys["image_sha256"].to_pylist()))
     return np.array([i for i, (a, h) in enumerate(zip(catalogue.products["asin"], _hashes(catalogue))) if a not in known or known[a] != h], dtype=int)
 
+def embed_into(
+    store:EmbeddingStore, # where vectors are kept
+    catalogue:Catalogue, # clean; its pictures checked by `check_images`
+    encoder:Encoder,     # of `load_encoder`
+    **how,               # as for `embed`
+) -> int: # how many were computed
+    "Computes and commits what a store lacks, and holds no more than a commit in memory. Raises `FitmatchError` as `embed` does"
+    return len(_compute_missing(_lacking, catalogue, encoder, store, None, **how))
+
 def vectors_of(
     catalogue:Catalogue, # clean; its pictures checked by `check_images`
     encoder:Encoder,     # of `load_encoder`
@@ -902,5 +911,5 @@ def vectors_of(
 ) -> "np.ndarray|StoredVectors": # (n, d), row i belongs to product i
     "The embeddings of a catalogue, in memory or on disk; what is missing is computed. Raises `FitmatchError` as `embed` does"
     if 4*len(catalogue)*encoder.info.dim <= in_memory_below*_memory(): return embed(catalogue, encoder, store, **how)
-    _compute_missing(_lacking, catalogue, encoder, store, None, **how)
+    embed_into(store, catalogue, encoder, **how)
     return StoredVectors(store, catalogue.products["asin"], folder)

@@ -26,7 +26,7 @@ from test_download import pictures_below, shop, stock
 
 FAULTS = int(os.environ.get("FITMATCH_FAULTS", 4))  # kills of a worker, and half as many of the driver; twenty take some minutes
 N = 240
-MACHINE = dict(num_cpus=1, object_store_memory=2**28)
+MACHINE = dict(num_cpus=1, object_store_memory=2**28, include_dashboard=False)
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +35,12 @@ def fleet():
     ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'fitmatch[scale]'")
     from ray.cluster_utils import Cluster as LocalCluster
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    machines, patch = LocalCluster(initialize_head=True, head_node_args=MACHINE), pytest.MonkeyPatch()
-    machines.add_node(**MACHINE)
+    for attempt in range(3):  # Ray gives a machine thirty seconds to start, which is little where others compute
+        machines, patch = LocalCluster(), pytest.MonkeyPatch()
+        try: [machines.add_node(**MACHINE) for _ in range(2)]; break
+        except Exception:
+            machines.shutdown()
+            if attempt == 2: raise
     patch.setenv("RAY_ADDRESS", machines.address)
     try:
         start_ray()
