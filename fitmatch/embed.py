@@ -722,19 +722,12 @@ def _memory() -> int: # bytes
         except (OSError, ValueError): pass  # no container, or "max"
     return whole
 
-def _embed_missing(catalogue, encoder, store, part, batch_size=None, shard=512, progress=True, engine="auto", precision="auto"):
-    "Computes and commits what the store lacks, `part` products at a time"
-    def lacking():
-        keys = _keys(store)
-        known = dict(zip(keys["asin"].to_pylist(), keys["image_sha256"].to_pylist()))
-        return np.array([i for i, (a, h) in enumerate(zip(catalogue.products["asin"], _hashes(catalogue))) if a not in known or known[a] != h], dtype=int)
-    if not len(lacking()): return
-    ready = fast(encoder, engine, precision)
-    with store.writing():
-        todo = lacking()  # now that nobody else writes
-        for i in range(0, len(todo), part):
-            some = select(catalogue, todo[i:i + part])
-            _compute(some, ready, store, np.empty((len(some), encoder.info.dim), np.float32), np.arange(len(some)), batch_size, shard, progress)
+# %% ../nbs/05_embed.ipynb #05e1000c
+def _lacking(catalogue, store) -> np.ndarray: # positions
+    "What `_to_do` says, without reading a vector"
+    keys = _keys(store)
+    known = dict(zip(keys["asin"].to_pylist(), keys["image_sha256"].to_pylist()))
+    return np.array([i for i, (a, h) in enumerate(zip(catalogue.products["asin"], _hashes(catalogue))) if a not in known or known[a] != h], dtype=int)
 
 def vectors_of(
     catalogue:Catalogue, # clean; its pictures checked by `check_images`
@@ -742,10 +735,12 @@ def vectors_of(
     store:EmbeddingStore, # where vectors are kept
     in_memory_below:float=.1, # share of the memory that the vectors may take; training needs several times as much
     folder:str|Path|None=None, # of the scratch copy, as for `StoredVectors`
-    part:int=20_000,     # products that are embedded at a time where memory is short
+    part:int=4096,       # products that are embedded, and committed, at a time where memory is short
     **how,               # as for `embed`
 ) -> "np.ndarray|StoredVectors": # (n, d), row i belongs to product i
     "The embeddings of a catalogue, in memory or on disk; what is missing is computed. Raises `FitmatchError` as `embed` does"
     if 4*len(catalogue)*encoder.info.dim <= in_memory_below*_memory(): return embed(catalogue, encoder, store, **how)
-    _embed_missing(catalogue, encoder, store, part, **how)
+    with store.writing() if len(_lacking(catalogue, store)) else nullcontext():
+        todo = _lacking(catalogue, store)  # now that nobody else writes
+        for some in (select(catalogue, todo[i:i + part]) for i in range(0, len(todo), part)): store.add(some.products["asin"], _hashes(some), embed(some, encoder, **how))
     return StoredVectors(store, catalogue.products["asin"], folder)
