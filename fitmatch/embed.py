@@ -886,6 +886,7 @@ def _memory() -> int: # bytes
         except (OSError, ValueError): pass  # no container, or "max"
     return whole
 
+# %% ../nbs/05_embed.ipynb #05e1000c
 def _lacking(catalogue, store) -> np.ndarray:
     "As `_to_do`, without reading the vectors that are there"
     keys = _keys(store)
@@ -913,3 +914,4 @@ def vectors_of(
     if 4*len(catalogue)*encoder.info.dim <= in_memory_below*_memory(): return embed(catalogue, encoder, store, **how)
     embed_into(store, catalogue, encoder, **how)
     return StoredVectors(store, catalogue.products["asin"], folder)
+
