@@ -10,6 +10,7 @@ __all__ = ['BLOCK', 'KINDS', 'FEWEST', 'FEWEST_PQ', 'INDEX', 'REFINE', 'open_sto
 # %% ../nbs/05d_vectorindex.ipynb #5d000004
 import inspect
 import json
+import re
 import time
 import warnings
 from collections.abc import Iterator
@@ -63,7 +64,10 @@ class StoreView:
         with self._explained():
             self.table = store._db.open_table(store._table.name)
             self.version = version or self.table.version
-            self.table.checkout(self.version)
+            try: self.table.checkout(self.version)
+            except (ValueError, RuntimeError, OSError) as e:
+                if version is None or not re.search("not found|no longer exists", str(e).lower()): raise
+                raise FitmatchError(f"{store.path} does not keep version {version} of its table any more: start again with what it holds now") from e
             keys = self.table.search().select(["asin", "checksum"]).with_row_id(True).limit(None).to_arrow().sort_by("asin")
             found = _seal_of(self.table, keys)
             if version is None and _breaks_seal(seal, found): raise ValueError("its rows do not fit its seal")
@@ -333,7 +337,8 @@ def describe_index(
     "How a store is searched, in words"
     if report is None: return "no index"
     if report["kind"] == "none": return f"no index, {report['why']}"
-    stale = f"; built for {report['rows']:,} products, {report['unindexed']:,} came later and are compared one by one" if report.get("stale") else ""
+    later = f", {report['unindexed']:,} of them came later and are compared one by one" if report.get("unindexed") else ""
+    stale = f"; built for {report['rows']:,} products, now {report['rows_now']:,}{later}" if report.get("stale") else ""
     low, high = report["interval"]
     return (f"{report['kind']}, {report['probes']:,} of {report['partitions']:,} partitions opened, {report['refine']} candidate{'s'*(report['refine'] > 1)} a neighbour compared exactly; "
             f"recall@{report['k']} {report['recall']:.3f} ({low:.3f} to {high:.3f}) for {report['sample']} of its own products{stale}")
