@@ -117,7 +117,7 @@ def table(folder: str, args) -> list:
     lines = [f"### {n:,} × {DIM} in a store, {args.made}: ten nearest", "",
              "| search | index built in s | index MB | most memory, building | most memory, searching | opened in s | p50 ms | p99 ms | recall@10 |", "|---|---|---|---|---|---|---|---|---|"]
     notes = []
-    for kind in args.kinds.split(","):
+    for kind in filter(None, args.kinds.split(",")):
         built = step("build", folder, args, kinds=kind)
         found = step("search", folder, args)
         lines.append(f"| `{built['kind']}`, re-ranked | {built['seconds']:.0f} + {built['seconds_measured']:.0f} | {built['bytes']/1e6:.0f} | {built['memory']:,.0f} MB | {found['memory']:,.0f} MB | {found['seconds']:.1f} | {found['p50']:.3g} | {found['p99']:.3g} | {found['recall']:.4f} |")

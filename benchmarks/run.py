@@ -1,6 +1,6 @@
 """Runs the benchmarks and keeps RESULTS.md: `make bench`, or
 
-    python benchmarks/run.py [--only read,embed,topk,query,pca,kmeans,mlp,growth] [--photos FOLDER] [--rounds 3]
+    python benchmarks/run.py [--only read,embed,topk,query,pca,kmeans,mlp,growth,scale] [--photos FOLDER] [--rounds 3]
 
 Every part is a process of its own; what it prints goes between two markers of RESULTS.md, under the machine, the versions and the command. What stands outside
 the markers is written by hand and stays. A part that fails, or whose peers are not installed, leaves the old figures and is named at the end."""
@@ -19,7 +19,9 @@ HERE = Path(__file__).resolve().parent
 RESULTS = HERE/"RESULTS.md"
 MODELS = ("topk", "query", "pca", "kmeans", "mlp", "growth")
 PEERS = {"read": "pandas pyarrow msgspec duckdb polars", "embed": "torch torchvision img2vec_pytorch openvino onnxruntime", "topk": "torch faiss-cpu scikit-learn numpy",
-         "query": "torch faiss-cpu numpy", "pca": "scikit-learn numpy scipy", "kmeans": "scikit-learn numpy", "mlp": "torch scikit-learn", "growth": "torch scikit-learn numpy"}
+         "query": "torch faiss-cpu numpy", "pca": "scikit-learn numpy scipy", "kmeans": "scikit-learn numpy", "mlp": "torch scikit-learn", "growth": "torch scikit-learn numpy",
+         "scale": "lancedb torch numpy"}
+LONG = ("scale",) # a quarter of an hour and more: only when it is named
 
 
 def machine() -> str:
@@ -43,6 +45,7 @@ def command(part: str, args) -> list:
     "What is run for a part: script and arguments, relative to the project"
     if part in MODELS: return ["benchmarks/bench_models.py", "--only", part, "--rounds", str(args.rounds)]
     if part == "embed": return ["benchmarks/bench_embed.py", args.photos or "PHOTOS", "--rounds", str(args.rounds)]
+    if part == "scale": return ["benchmarks/bench_scale.py", "--vectors", "1000000", "--kinds", "IVF_PQ,IVF_SQ", "--exact"]
     return ["benchmarks/bench_read.py", "100000", "300000"]
 
 
@@ -72,7 +75,7 @@ def measure(part: str, args) -> str|None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default=",".join(PEERS), help="which, separated by commas")
+    parser.add_argument("--only", default=",".join(part for part in PEERS if part not in LONG), help="which, separated by commas")
     parser.add_argument("--photos", help="folder of JPEGs for bench_embed.py")
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()

@@ -245,8 +245,8 @@ def index_command(
     workspace: Workspace = None,
     recall: Annotated[float, typer.Option("--recall", help="Share of the true neighbours to be found.")] = .95,
     kind: Annotated[str, typer.Option("--kind", help="auto, none, IVF_FLAT, IVF_PQ, IVF_SQ or IVF_RQ.")] = "auto",
-    encoder: WhoseVectors = None,
-    engine: EngineName = None,
+    encoder: WhoseVectors = None, # whose vectors
+    engine: EngineName = None, # who computes
     as_json: JsonFlag = False,
 ):
     "Build the index that a catalogue past memory is searched with, and measure what it finds."
@@ -259,8 +259,8 @@ def index_command(
 def neighbours_command(
     workspace: Workspace = None,
     k: Annotated[int, typer.Option("-k", min=1, help="How many nearest products of each.")] = 5,
-    encoder: WhoseVectors = None,
-    engine: EngineName = None,
+    encoder: WhoseVectors = None, # whose vectors
+    engine: EngineName = None, # who computes
     as_json: JsonFlag = False,
 ):
     "Write the exact nearest products of every product; call it again to go on."
@@ -276,7 +276,7 @@ def export_vectors_command(
     url: Annotated[str, typer.Option("--url", help="The server's address, or a path for a database in a file. Keys: QDRANT_API_KEY, MILVUS_TOKEN.")],
     collection: Annotated[Optional[str], typer.Option("--collection", help="Its name there; default: fitmatch_ and the encoder's name.")] = None,
     workspace: Workspace = None,
-    encoder: WhoseVectors = None,
+    encoder: WhoseVectors = None, # whose vectors
     as_json: JsonFlag = False,
 ):
     "Send a catalogue's vectors to a vector database; what is there already is not sent again."

@@ -48,12 +48,17 @@ def _server_errors_explained(to:str, url:str, *secrets):
 # %% ../nbs/05e_vectorexport.ipynb #5e00000a
 _WORDS = {"title": "title", "category": "category", "label": "ground_truth"} # {name there: column of the catalogue}
 
-def _words(catalogue) -> dict: # {asin: {name: text or None}}
-    "What is known of each product"
-    if catalogue is None: return {}
-    products = catalogue.products
-    columns = {name: [None if pd.isna(v) else str(v) for v in products[column]] if column in products else [None]*len(products) for name, column in _WORDS.items()}
-    return {asin: dict(zip(_WORDS, texts)) for asin, *texts in zip(products["asin"], *columns.values())}
+def _known_words(catalogue) -> pd.DataFrame: # asin -> title, category, label
+    "What a catalogue says of its products, to be looked up"
+    if catalogue is None: return pd.DataFrame(columns=list(_WORDS))
+    products = catalogue.products.set_index("asin")
+    return pd.DataFrame({name: products[column] if column in products else None for name, column in _WORDS.items()}, index=products.index)
+
+def _words(table, asins) -> dict: # {asin: {name: text or None}}
+    "What is known of some products"
+    found = table.reindex(asins)
+    columns = [[None if pd.isna(v) else str(v) for v in found[name]] for name in _WORDS]
+    return {asin: dict(zip(_WORDS, texts)) for asin, *texts in zip(asins, *columns)}
 
 def payloads(
     asins, # (b,) keys
@@ -143,7 +148,7 @@ def _refuse_others(to, name, width, dim, found, encoder):
 def export_vectors(
     store:EmbeddingStore, # of a workspace; see `open_store`
     to:str,               # "qdrant" or "milvus"
-    url,                  # of the server; a path or ":memory:" for Qdrant's local mode, a file for Milvus Lite; or a client of theirs. Keys: QDRANT_API_KEY, MILVUS_TOKEN
+    url,                  # address of the server; a path or ":memory:" for Qdrant's local mode, a file for Milvus Lite; or a client of theirs. Keys: QDRANT_API_KEY, MILVUS_TOKEN
     catalogue:Catalogue|None=None, # where titles, categories and labels come from
     collection:str|None=None, # default: fitmatch_ and the encoder's name
     batch:int=500,        # products a request
@@ -154,14 +159,19 @@ def export_vectors(
     about, view = {k.decode(): v.decode() for k, v in store.schema.metadata.items()}, StoreView(store)
     encoder, name = f"{about['encoder']} {about['weights_sha256'][:12]}", collection or "fitmatch_" + re.sub(r"\W", "_", about["encoder"], flags=re.ASCII)
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,200}", name): raise FitmatchError(f"a collection cannot be called {name!r}: use letters, digits and _")
-    words, sent, address = _words(catalogue), 0, url if isinstance(url, str) else "a client"
+    words, sent, address = _known_words(catalogue), 0, url if isinstance(url, str) else "a client"
     with _server_errors_explained(to, address, _secret("QDRANT_API_KEY"), _secret("MILVUS_TOKEN")), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # advice of the clients about large collections in local mode
         server = SERVERS[to](url, name, store.dim, encoder)
-        with tqdm(total=len(view), desc=f"{name} to {to}", unit="product", disable=not progress) as bar:
-            for rows, X in stored_blocks(view, batch): sent += _send(server, payloads(view.keys(rows).tolist(), X, words, encoder), X); bar.update(len(rows))
-        others = server.count() - len(view)
-        if not hasattr(url, "close"): server.client.close()
+        try:
+            with tqdm(total=len(view), desc=f"{name} to {to}", unit="product", disable=not progress) as bar:
+                for rows, X in stored_blocks(view, batch):
+                    asins = view.keys(rows).tolist()
+                    sent += _send(server, payloads(asins, X, _words(words, asins), encoder), X)
+                    bar.update(len(rows))
+            others = server.count() - len(view)
+        finally:
+            if isinstance(url, str): server.client.close()
     return dict(to=to, address=shown_address(address), collection=name, encoder=encoder, products=len(view), sent=sent, unchanged=len(view) - sent, others=max(0, others))
 
 def _send(server, about:list, X) -> int: # how many were sent

@@ -146,7 +146,7 @@ def test_products_that_came_later_are_found(shop):
     new = vectors(200, seed=9)
     store.add([f"C{i:03}" for i in range(200)], [None]*200, new)
     report = index_report(store)
-    assert report["stale"] and report["unindexed"] == 200 and report["rows_now"] == 5200 and "200 came later" in describe_index(report)
+    assert report["stale"] and report["unindexed"] == 200 and report["rows_now"] == 5200 and "built for 5,000 products, now 5,200, 200 of them came later" in describe_index(report)
     fast = NearestItems(1, exact_below=100).fit(store)
     similarity, index = fast.kneighbors(new[60:90])
     assert (similarity == 1).all() and {*fast.asins_[index[:, 0]]} <= {*map("C{:03}".format, range(200))}
@@ -246,6 +246,10 @@ def test_neighbours_are_those_of_the_oracle_and_a_run_goes_on(tmp_path, monkeypa
     assert neighbours(store, k=7, engine="local", block=400, progress=False)["computed"] == 4
     again = read_table(out).to_pandas()
     assert len(again) == 1501*7 and again["neighbour"].iloc[:7].tolist() == [*np.array(["A0", *asins])[oracle(X[:1], np.concatenate([X[:1], X]), 8)[1][0][1:]]]
+
+
+def test_a_version_that_is_gone_is_named(made):
+    with pytest.raises(FitmatchError, match="does not keep version 777"): StoreView(open_store(made[0]), 777)
 
 
 def test_more_neighbours_than_products(tmp_path):
