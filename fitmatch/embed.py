@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STORE_FORMAT', 'LOCK_PATIENCE', 'LOCK_BEAT', 'LOCK_SILENCE', 'MANY_FRAGMENTS', 'MARGIN', 'PRECISIONS', 'RUNTIMES',
            'TOLERANCE', 'as_vectors', 'check_vectors', 'EmbeddingStore', 'StoredVectors', 'open_for', 'taken_apart',
-           'best_precision', 'plans', 'FastEncoder', 'fast', 'encode_images', 'embed', 'vectors_of']
+           'best_precision', 'plans', 'FastEncoder', 'fast', 'encode_images', 'embed', 'embed_into', 'vectors_of']
 
 # %% ../nbs/05_embed.ipynb #0233354a
 import copy
@@ -771,31 +771,40 @@ def embed(
     encoder:Encoder,     # of `load_encoder`
     store:EmbeddingStore|None=None, # where vectors are kept; None keeps them in memory only
     batch_size:int|None=None, # pictures a forward pass; default: 64, on a GPU 256; fewer where memory is short
-    shard:int=512,       # vectors a commit
+    shard:int|None=None, # vectors a commit; default: 512, or a 256th of what is missing where that is more
     progress:bool=True,  # show a progress bar
     runtime:str="auto",    # as for `fast`; the bar says what was chosen
     precision:str="auto", # as for `fast`
     engine:str|None=None, # "local" or "ray"; default: FITMATCH_ENGINE, else local
 ) -> np.ndarray: # (n, d) float32, row i belongs to product i
     "The embeddings of a catalogue; with a store, only what is missing there is computed. Raises `FitmatchError` while another process writes it"
-    X, batches = np.empty((len(catalogue), encoder.info.dim), np.float32), _by_ray if pick_engine(engine) == "ray" else _by_threads
-    todo = _to_do(catalogue, store)
+    X = np.empty((len(catalogue), encoder.info.dim), np.float32)
+    computed = _compute_missing(_to_do, catalogue, encoder, store, X, batch_size, shard, progress, runtime, precision, engine)
+    return _merge_stored(catalogue, store, X, computed) if store else X
+
+def _compute_missing(to_do, catalogue, encoder, store, X, batch_size=None, shard=None, progress=True, runtime="auto", precision="auto", engine=None) -> np.ndarray:
+    "Computes and commits the rows that `to_do(catalogue, store)` names; X, where it is not None, gets them too"
+    batches, todo = _by_ray if pick_engine(engine) == "ray" else _by_threads, to_do(catalogue, store)
     if len(todo):
         about, computed = batches(catalogue, encoder, batch_size, runtime, precision)
         with store.writing() if store else nullcontext():
-            if store: todo = _to_do(catalogue, store)  # what is missing now that nobody else writes
-            _commit(catalogue, computed(todo), about, store, X, len(todo), shard, progress)
-    return _merge_stored(catalogue, store, X, todo) if store else X
+            if store: todo = to_do(catalogue, store)  # what is missing now that nobody else writes
+            _commit(catalogue, computed(todo), about, store, X, len(todo), encoder.info.dim, shard, progress)
+    return todo
 
-def _commit(catalogue, computed, about, store, X, n, shard, progress):
-    "Fills the rows of X that are computed, in whatever order they come, and commits them by the shard"
-    asins, hashes, waiting, done = catalogue.products["asin"].to_numpy(), _hashes(catalogue), [], 0
+def _commit(catalogue, computed, about, store, X, n, dim, shard, progress):
+    "Commits vectors by the shard, in whatever order they come"
+    asins, hashes, rows, vectors, done = catalogue.products["asin"].to_numpy(), _hashes(catalogue), [], [], 0
+    shard = shard or max(512, n//256)  # a commit looks at every key there is: their number must not grow with the catalogue
     with tqdm(total=n, desc=about, unit="picture", disable=not progress) as bar, closing(computed):
-        for rows, batch in computed:
-            X[rows] = check_vectors(batch, asins[rows], X.shape[1])
-            waiting.extend(rows); done += len(rows)
-            bar.update(len(rows))
-            if store and (len(waiting) >= shard or done == n): store.add(asins[waiting], hashes[waiting], X[waiting]); waiting.clear()
+        for some, batch in computed:
+            batch = check_vectors(batch, asins[some], dim)
+            if X is not None: X[some] = batch
+            done += len(some)
+            bar.update(len(some))
+            if not store: continue
+            rows.extend(some); vectors.append(batch)
+            if len(rows) >= shard or done == n: store.add(asins[rows], hashes[rows], np.concatenate(vectors)); rows, vectors = [], []
 
 # %% ../nbs/05_embed.ipynb #05e00002
 def _by_threads(catalogue, encoder, batch_size, runtime, precision) -> tuple: # (what the bar says, function of rows giving a generator of (rows, vectors))
@@ -877,19 +886,20 @@ def _memory() -> int: # bytes
         except (OSError, ValueError): pass  # no container, or "max"
     return whole
 
-def _embed_missing(catalogue, encoder, store, part, batch_size=None, shard=512, progress=True, engine="auto", precision="auto"):
-    "Computes and commits what the store lacks, `part` products at a time"
-    def lacking():
-        keys = _keys(store)
-        known = dict(zip(keys["asin"].to_pylist(), keys["image_sha256"].to_pylist()))
-        return np.array([i for i, (a, h) in enumerate(zip(catalogue.products["asin"], _hashes(catalogue))) if a not in known or known[a] != h], dtype=int)
-    if not len(lacking()): return
-    ready = fast(encoder, engine, precision)
-    with store.writing():
-        todo = lacking()  # now that nobody else writes
-        for i in range(0, len(todo), part):
-            some = select(catalogue, todo[i:i + part])
-            _compute(some, ready, store, np.empty((len(some), encoder.info.dim), np.float32), np.arange(len(some)), batch_size, shard, progress)
+def _lacking(catalogue, store) -> np.ndarray:
+    "As `_to_do`, without reading the vectors that are there"
+    keys = _keys(store)
+    known = dict(zip(keys["asin"].to_pylist(), keys["image_sha256"].to_pylist()))
+    return np.array([i for i, (a, h) in enumerate(zip(catalogue.products["asin"], _hashes(catalogue))) if a not in known or known[a] != h], dtype=int)
+
+def embed_into(
+    store:EmbeddingStore, # where vectors are kept
+    catalogue:Catalogue, # clean; its pictures checked by `check_images`
+    encoder:Encoder,     # of `load_encoder`
+    **how,               # as for `embed`
+) -> int: # how many were computed
+    "Computes and commits what a store lacks, and holds no more than a commit in memory. Raises `FitmatchError` as `embed` does"
+    return len(_compute_missing(_lacking, catalogue, encoder, store, None, **how))
 
 def vectors_of(
     catalogue:Catalogue, # clean; its pictures checked by `check_images`
@@ -897,10 +907,9 @@ def vectors_of(
     store:EmbeddingStore, # where vectors are kept
     in_memory_below:float=.1, # share of the memory that the vectors may take; training needs several times as much
     folder:str|Path|None=None, # of the scratch copy, as for `StoredVectors`
-    part:int=20_000,     # products that are embedded at a time where memory is short
     **how,               # as for `embed`
 ) -> "np.ndarray|StoredVectors": # (n, d), row i belongs to product i
     "The embeddings of a catalogue, in memory or on disk; what is missing is computed. Raises `FitmatchError` as `embed` does"
     if 4*len(catalogue)*encoder.info.dim <= in_memory_below*_memory(): return embed(catalogue, encoder, store, **how)
-    _embed_missing(catalogue, encoder, store, part, **how)
+    embed_into(store, catalogue, encoder, **how)
     return StoredVectors(store, catalogue.products["asin"], folder)

@@ -18,7 +18,7 @@ from .catalogue import FitmatchError, read_table, write_table, writing
 from .embed import EmbeddingStore
 from .prepare import read_notes, write_json
 from .similar import _without_itself, nearest_in_store
-from .vectorindex import StoreView, _ray, open_store, take_rows
+from .vectorindex import StoreView, _engine, _ray, open_store, take_rows
 
 # %% ../nbs/08c_neighbours.ipynb #8c000007
 def block_neighbours(
@@ -93,13 +93,13 @@ ENGINES = {"local": _here, "ray": _on_cluster}
 def neighbours(
     store:EmbeddingStore, # of a workspace; see `open_store`
     k:int=5,              # neighbours of each product; fewer where there are not so many products
-    engine:str="local",   # "local": one block after the other; "ray": blocks as tasks of a Ray cluster
+    engine:str|None=None, # "local": one block after the other; "ray": blocks as tasks of a Ray cluster; default: FITMATCH_ENGINE, else local
     block:int=BLOCK_OF_QUERIES, # products of a block
     out:Path|None=None,   # a Parquet file: asin, rank, neighbour, similarity, in the order of asin; default: the workspace's `neighbours.parquet`
     progress:bool=True,   # show a progress bar
 ) -> dict: # path, products, k, engine, blocks, computed (of them, now), seconds
     "Writes the exact nearest products of every product; a run that was ended goes on where it was"
-    if engine not in ENGINES: raise FitmatchError(f"unknown engine {engine!r}: type local or ray")
+    engine = _engine(engine, ENGINES)
     if k < 1 or block < 1: raise FitmatchError(f"k={k}, block={block}: give numbers from 1 on")
     start, view = time.perf_counter(), StoreView(store)
     n, out = len(view), out or store.path.parent/"neighbours.parquet"

@@ -12,7 +12,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import pandas as pd
@@ -392,9 +392,10 @@ def _unfolded(items, cosines, which, k): # (m, k) cosines and rows from the best
 def _search(
     items, Q, lengths, # as in `_near`, all queries
     k:int, # rows wanted of each
+    ways=None, # default: those of `_ways`
 ) -> tuple: # (m, k) float64 cosines, (m, k) rows
     "Block after block"
-    ways, threads = _ways(items, len(Q)), min(8, torch.get_num_threads())
+    ways, threads = ways or _ways(items, len(Q)), min(8, torch.get_num_threads())
     cosines, rows = np.empty((len(Q), k)), np.empty((len(Q), k), np.int64)
     def search(s):
         near = _near(items, ways, Q[s], lengths[s], min(k, len(items.vectors_)))
@@ -498,7 +499,9 @@ def nearest_in_store(
     lengths, best = _lengths(Q), (np.empty((len(Q), 0)), np.empty((len(Q), 0), np.int64))
     if not 1 <= k <= len(view): raise FitmatchError(f"{k} neighbours wanted, but there are {len(view)} products: choose 1 to {len(view)}")
     for rows, X in stored_blocks(view, block):
-        cosines, found = NearestItems(device=device).fit(X)._find(Q, lengths, min(k, len(X)))
+        items = NearestItems(device=device).fit(X)
+        once = None if len(Q) > 64 else [partial(_fp32_scores, X=_whole(items))]  # a coarser table would be made for this block alone
+        cosines, found = _search(items, Q, lengths, min(k, len(X)), once)
         best = _merged(*best, cosines, rows[found], k)
     return best
 

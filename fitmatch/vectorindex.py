@@ -10,6 +10,7 @@ __all__ = ['BLOCK', 'KINDS', 'FEWEST', 'FEWEST_PQ', 'INDEX', 'BUILDERS', 'REFINE
 # %% ../nbs/05d_vectorindex.ipynb #5d000004
 import inspect
 import json
+import os
 import time
 import warnings
 from collections.abc import Iterator
@@ -218,11 +219,21 @@ def index_candidates(
 # %% ../nbs/05d_vectorindex.ipynb #5d00001d
 INDEX = "vector_idx" # Lance's name for the index of the column `vector`
 
+def _engine(engine:str|None, known) -> str: # "local" or "ray"
+    "The engine that was asked for, else that of FITMATCH_ENGINE"
+    chosen = engine or os.environ.get("FITMATCH_ENGINE") or "local"
+    if chosen not in known: raise FitmatchError(f"unknown engine {chosen!r}: type --engine local or --engine ray (or set FITMATCH_ENGINE)")
+    return chosen
+
 def _ray():
     "Ray, connected. Raises `FitmatchError` where it is missing"
     try: import ray
     except ImportError as e: raise FitmatchError("engine 'ray' needs Ray: type pip install 'fitmatch[scale]', or engine='local'") from e
-    if not ray.is_initialized(): ray.init(include_dashboard=False, log_to_driver=False, configure_logging=False)
+    try:
+        from fitmatch.engine import start_ray
+        start_ray()
+    except ImportError:
+        if not ray.is_initialized(): ray.init(address=os.environ.get("RAY_ADDRESS") or "local", include_dashboard=False, log_to_driver=False, configure_logging=False)
     return ray
 
 def _build_here(table, kind, options):
@@ -284,12 +295,12 @@ def build_index(
     kind:str="auto",     # one of `KINDS`; auto: what `plan_index` says
     partitions:int|None=None, # default: the root of the number of vectors
     sample:int=500,      # the catalogue's own products that recall is measured with
-    engine:str="local",  # "local", or "ray": built by lance-ray on a cluster
+    engine:str|None=None, # "local", or "ray": built by lance-ray on a cluster; default: FITMATCH_ENGINE, else local
     random_state:int=0,  # seed of the sample
 ) -> dict: # the report, as it is kept beside the table
     "Builds the index of a store and finds out how far it must look. Raises `FitmatchError` while another process writes the store"
     if not 0 < recall <= 1: raise FitmatchError(f"recall={recall}: the share of neighbours to be found must lie above 0 and not above 1")
-    if engine not in BUILDERS: raise FitmatchError(f"unknown engine {engine!r}: type local or ray")
+    engine = _engine(engine, BUILDERS)
     with store.writing():
         start, n = time.perf_counter(), store._table.count_rows()
         if not 1 <= k < n: raise FitmatchError(f"recall for {k} neighbours, but there are {n:,} products: choose 1 to {max(n - 1, 1)}")
