@@ -168,9 +168,9 @@ def writing(
     "A temporary path beside `path` that takes its place when the block ends well, and vanishes when it does not"
     path = workspace_path(path)
     if is_remote(path):
-        with tempfile.TemporaryDirectory(prefix="fitmatch-") as folder, disk_errors_explained(path):
-            yield (partial := Path(folder)/path.name)
-            path.fs.put_file(str(partial), path.path)
+        with tempfile.TemporaryDirectory(prefix="fitmatch-") as folder:
+            with disk_errors_explained(partial := Path(folder)/path.name): yield partial
+            with disk_errors_explained(path): path.fs.put_file(str(partial), path.path)
         return
     partial = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
     with disk_errors_explained(path):
@@ -584,7 +584,8 @@ def place_file(
 ):
     "Makes `target` the same file as `source`: a hard link, or a copy where links are not possible"
     if is_remote(source) or is_remote(target):
-        with writing(target) as partial: partial.write_bytes(read_bytes(source))
+        data = read_bytes(source)
+        with writing(target) as partial: partial.write_bytes(data)
         return
     if target.exists() and os.path.samefile(source, target): return
     try:
