@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from .catalogue import FitmatchError, connect_lance, disk_errors_explained, read_bytes, workspace_path
+from .catalogue import FitmatchError, connect_lance, disk_errors_explained, lance_options, read_bytes, workspace_path
 from .embed import EmbeddingStore, _breaks_seal, _checksums, _lance_errors_explained, _read_seal, _seal_of, _table_name
 from .engine import pick_engine, ray_errors_explained, start_ray
 from .prepare import read_notes, write_json
