@@ -340,5 +340,6 @@ def describe_index(
     later = f", {report['unindexed']:,} of them came later and are compared one by one" if report.get("unindexed") else ""
     stale = f"; built for {report['rows']:,} products, now {report['rows_now']:,}{later}" if report.get("stale") else ""
     low, high = report["interval"]
+    missed = f", though {report['wanted']:g} was wanted: kind='IVF_SQ' keeps more of each vector" if low < report.get("wanted", 0) else ""
     return (f"{report['kind']}, {report['probes']:,} of {report['partitions']:,} partitions opened, {report['refine']} candidate{'s'*(report['refine'] > 1)} a neighbour compared exactly; "
-            f"recall@{report['k']} {report['recall']:.3f} ({low:.3f} to {high:.3f}) for {report['sample']} of its own products{stale}")
+            f"recall@{report['k']} {report['recall']:.3f} ({low:.3f} to {high:.3f}) for {report['sample']} of its own products{missed}{stale}")
