@@ -39,6 +39,8 @@ $(VENV)/.installed-bench: settings.ini setup.py | $(BIN)/python
 demo: $(VENV)/.installed
 	$(BIN)/fitmatch demo --out $(OUT)
 
+# two processes at a time: a thread that waits shall sleep, not spin on the processor the other one needs
+test: export OMP_WAIT_POLICY = PASSIVE
 test: $(VENV)/.installed-dev
 	$(BIN)/nbdev_test --n_workers 2 --timing
 	$(BIN)/python -m pytest tests

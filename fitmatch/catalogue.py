@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['LABELS', 'COLUMNS', 'QUARANTINE', 'SUFFIXES', 'S3_PATIENCE', 'REASONS', 'PICTURES', 'QUARANTINE_SCHEMA',
            'CATALOGUE_FORMAT', 'FitmatchError', 'is_remote', 'workspace_path', 'lance_options', 'store_trouble',
-           'disk_errors_explained', 'writing', 'read_bytes', 'local_copy', 'Files', 'is_there', 'Catalogue',
-           'clean_text', 'is_page_code', 'contract', 'find_violations', 'no_collection', 'quarantined', 'judge',
-           'clean', 'info', 'select', 'refuse', 'normalised_title', 'connected_groups', 'group_names', 'with_groups',
-           'escape_formula', 'unescape_formula', 'write_csv', 'write_table', 'read_table', 'address', 'place_file',
-           'catalogue_notes', 'save_catalogue', 'load_catalogue', 'refuse_newer']
+           'disk_errors_explained', 'writing', 'read_bytes', 'local_copy', 'Files', 'is_there', 'connect_lance',
+           'Catalogue', 'clean_text', 'is_page_code', 'contract', 'find_violations', 'no_collection', 'quarantined',
+           'judge', 'clean', 'info', 'select', 'refuse', 'normalised_title', 'connected_groups', 'group_names',
+           'with_groups', 'escape_formula', 'unescape_formula', 'write_csv', 'write_table', 'read_table', 'address',
+           'place_file', 'catalogue_notes', 'save_catalogue', 'load_catalogue', 'refuse_newer']
 
 # %% ../nbs/00_catalogue.ipynb #31ea352c
 import errno
@@ -168,9 +168,9 @@ def writing(
     "A temporary path beside `path` that takes its place when the block ends well, and vanishes when it does not"
     path = workspace_path(path)
     if is_remote(path):
-        with tempfile.TemporaryDirectory(prefix="fitmatch-") as folder, disk_errors_explained(path):
-            yield (partial := Path(folder)/path.name)
-            path.fs.put_file(str(partial), path.path)
+        with tempfile.TemporaryDirectory(prefix="fitmatch-") as folder:
+            with disk_errors_explained(partial := Path(folder)/path.name): yield partial
+            with disk_errors_explained(path): path.fs.put_file(str(partial), path.path)
         return
     partial = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
     with disk_errors_explained(path):
@@ -238,6 +238,16 @@ def is_there(path) -> bool: # of `workspace_path`
     "Whether there is such a file"
     return path.is_file() if not is_remote(path) else Files(path.parent, "images/").size(path.name) is not None
 
+
+# %% ../nbs/00_catalogue.ipynb #5c3e0013
+def connect_lance(
+    folder, # of `workspace_path`: where Lance tables lie
+): # a `lancedb` connection
+    "The Lance tables of a folder, on a disk or in a store. Raises `FitmatchError` where the store does not answer"
+    import lancedb
+    if not is_remote(folder): return lancedb.connect(folder)
+    Files(folder)._ask("info", "")  # first one question of our own: a server that is silent, Lance asks a dozen times
+    return lancedb.connect(str(folder), storage_options=lance_options(folder))
 
 # %% ../nbs/00_catalogue.ipynb #36a461bc
 def _empty_quarantine():
@@ -574,7 +584,8 @@ def place_file(
 ):
     "Makes `target` the same file as `source`: a hard link, or a copy where links are not possible"
     if is_remote(source) or is_remote(target):
-        with writing(target) as partial: partial.write_bytes(read_bytes(source))
+        data = read_bytes(source)
+        with writing(target) as partial: partial.write_bytes(data)
         return
     if target.exists() and os.path.samefile(source, target): return
     try:

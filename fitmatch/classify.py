@@ -315,7 +315,7 @@ class CategoryClassifier(_Predictor, _Stored, ClassifierMixin, BaseEstimator):
         self.dropout, self.label_smoothing, self.power, self.device, self.random_state = dropout, label_smoothing, power, device, random_state
 
     def fit(self,
-        X,          # (n, d) embeddings
+        X,          # (n, d) embeddings, in memory or `StoredVectors`
         y,          # (n,) labels, at least two kinds
         X_val=None, # (m, d) held-out embeddings, watched but not learned from
         y_val=None, # (m,) their labels

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STORE_FORMAT', 'LOCK_PATIENCE', 'LOCK_BEAT', 'LOCK_SILENCE', 'MANY_FRAGMENTS', 'MARGIN', 'PRECISIONS', 'RUNTIMES',
            'TOLERANCE', 'as_vectors', 'check_vectors', 'EmbeddingStore', 'StoredVectors', 'open_for', 'taken_apart',
-           'best_precision', 'plans', 'FastEncoder', 'fast', 'encode_images', 'embed', 'vectors_of']
+           'best_precision', 'plans', 'FastEncoder', 'fast', 'encode_images', 'embed', 'embed_into', 'vectors_of']
 
 # %% ../nbs/05_embed.ipynb #0233354a
 import copy
@@ -40,7 +40,7 @@ from torch import nn
 from torch.fx.experimental.optimization import fuse
 from tqdm.auto import tqdm
 
-from .catalogue import Catalogue, FitmatchError, disk_errors_explained, is_remote, lance_options, read_bytes, refuse_newer, select, store_trouble, workspace_path, writing
+from .catalogue import Catalogue, FitmatchError, connect_lance, disk_errors_explained, is_remote, read_bytes, refuse_newer, select, store_trouble, workspace_path, writing
 from .encoders import Encoder, pick_device, state_sha256
 from .engine import Stage, pick_engine, start_ray, stream
 from .fetch import cache_folder
@@ -119,7 +119,7 @@ def _open_or_create(db, name:str, schema:pa.Schema):
     return db.open_table(name)  # somebody else was faster
 
 # %% ../nbs/05_embed.ipynb #4b7dc51e
-_NEWER = re.compile("[Pp]lease upgrade|unknown reader feature flags|cannot be read by this version")
+_NEWER = re.compile("[Pp]lease upgrade|cannot be read by this version|Unknown Lance storage version")
 
 @contextmanager
 def _lance_errors_explained(path:Path):
@@ -129,7 +129,7 @@ def _lance_errors_explained(path:Path):
         except (FitmatchError, AttributeError, TypeError, NameError): raise  # the last three would be our mistake
         except Exception as e:  # ValueError, RuntimeError, OSError, KeyError and panics, whichever part of a damaged file it stumbles on
             if is_remote(path) and (why := store_trouble(e, path)): raise FitmatchError(f"cannot use {path}: {why}") from e
-            if _NEWER.search(str(e)): raise FitmatchError(f"{path} was written by a newer lancedb than the one installed here: type  pip install --upgrade lancedb") from e
+            if _NEWER.search(str(e)): raise FitmatchError(f"{path} was written by a newer lancedb than the one installed here: type  pip install --upgrade lancedb. If that does not help it is damaged: delete it and embed again") from e
             for text, meaning in (("No space left", "the disk is full"), ("Read-only", "the disk is read-only"), ("Permission denied", "writing is not allowed")):
                 if text in str(e): raise FitmatchError(f"cannot write {path}: {meaning}. What was stored before is untouched") from e
             reason = (str(e).strip().splitlines() or [""])[0][:100]
@@ -271,11 +271,10 @@ class EmbeddingStore:
         workspace:str|Path|None, # as for `workspace_path`; the store is its `embeddings.lance`
         encoder:Encoder,    # whose vectors these are
     ):
-        import lancedb
         self.schema, self.path, name = _schema(encoder), workspace_path(workspace)/"embeddings.lance", _table_name(encoder.info.name)
         self.dim, self._lock, self._seal = encoder.info.dim, _lock_of(self.path/f"{name}.lock"), self.path/f"{name}.seal"
         with _lance_errors_explained(self.path):
-            self._db = lancedb.connect(str(self.path), storage_options=lance_options(self.path)) if is_remote(self.path) else lancedb.connect(self.path)
+            self._db = connect_lance(self.path)
             self._table = _open_or_create(self._db, name, self.schema)
             _refuse_other_encoder(self._table.schema.metadata, self.schema, self.path)
             if not self._table.schema.equals(self.schema): raise ValueError("not the columns of a store")
@@ -772,7 +771,7 @@ def embed(
     encoder:Encoder,     # of `load_encoder`
     store:EmbeddingStore|None=None, # where vectors are kept; None keeps them in memory only
     batch_size:int|None=None, # pictures a forward pass; default: 64, on a GPU 256; fewer where memory is short
-    shard:int=512,       # vectors a commit
+    shard:int|None=None, # vectors a commit; default: 512, or a 256th of what is missing where that is more
     progress:bool=True,  # show a progress bar
     runtime:str="auto",    # as for `fast`; the bar says what was chosen
     precision:str="auto", # as for `fast`
@@ -783,7 +782,7 @@ def embed(
     computed = _compute_missing(_to_do, catalogue, encoder, store, X, batch_size, shard, progress, runtime, precision, engine)
     return _merge_stored(catalogue, store, X, computed) if store else X
 
-def _compute_missing(to_do, catalogue, encoder, store, X, batch_size=None, shard=512, progress=True, runtime="auto", precision="auto", engine=None) -> np.ndarray:
+def _compute_missing(to_do, catalogue, encoder, store, X, batch_size=None, shard=None, progress=True, runtime="auto", precision="auto", engine=None) -> np.ndarray:
     "Computes and commits the rows that `to_do(catalogue, store)` names; X, where it is not None, gets them too"
     batches, todo = _by_ray if pick_engine(engine) == "ray" else _by_threads, to_do(catalogue, store)
     if len(todo):
@@ -796,6 +795,7 @@ def _compute_missing(to_do, catalogue, encoder, store, X, batch_size=None, shard
 def _commit(catalogue, computed, about, store, X, n, dim, shard, progress):
     "Commits vectors by the shard, in whatever order they come"
     asins, hashes, rows, vectors, done = catalogue.products["asin"].to_numpy(), _hashes(catalogue), [], [], 0
+    shard = shard or max(512, n//256)  # a commit looks at every key there is: their number must not grow with the catalogue
     with tqdm(total=n, desc=about, unit="picture", disable=not progress) as bar, closing(computed):
         for some, batch in computed:
             batch = check_vectors(batch, asins[some], dim)
@@ -886,11 +886,21 @@ def _memory() -> int: # bytes
         except (OSError, ValueError): pass  # no container, or "max"
     return whole
 
+# %% ../nbs/05_embed.ipynb #05e1000c
 def _lacking(catalogue, store) -> np.ndarray:
     "As `_to_do`, without reading the vectors that are there"
     keys = _keys(store)
     known = dict(zip(keys["asin"].to_pylist(), keys["image_sha256"].to_pylist()))
     return np.array([i for i, (a, h) in enumerate(zip(catalogue.products["asin"], _hashes(catalogue))) if a not in known or known[a] != h], dtype=int)
+
+def embed_into(
+    store:EmbeddingStore, # where vectors are kept
+    catalogue:Catalogue, # clean; its pictures checked by `check_images`
+    encoder:Encoder,     # of `load_encoder`
+    **how,               # as for `embed`
+) -> int: # how many were computed
+    "Computes and commits what a store lacks, and holds no more than a commit in memory. Raises `FitmatchError` as `embed` does"
+    return len(_compute_missing(_lacking, catalogue, encoder, store, None, **how))
 
 def vectors_of(
     catalogue:Catalogue, # clean; its pictures checked by `check_images`
@@ -902,5 +912,6 @@ def vectors_of(
 ) -> "np.ndarray|StoredVectors": # (n, d), row i belongs to product i
     "The embeddings of a catalogue, in memory or on disk; what is missing is computed. Raises `FitmatchError` as `embed` does"
     if 4*len(catalogue)*encoder.info.dim <= in_memory_below*_memory(): return embed(catalogue, encoder, store, **how)
-    _compute_missing(_lacking, catalogue, encoder, store, None, **how)
+    embed_into(store, catalogue, encoder, **how)
     return StoredVectors(store, catalogue.products["asin"], folder)
+

@@ -102,7 +102,8 @@ def start_ray(
     ray, address = _import_ray(), address or os.environ.get("RAY_ADDRESS") or None
     if not ray.is_initialized():
         if address not in (None, "auto", "local"): _check_answer(address)
-        here = dict(include_dashboard=False) if address in (None, "local") else {}
+        keys = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}  # of a bucket: who works for us needs them too
+        here = dict(include_dashboard=False) if address in (None, "local") else dict(runtime_env={"env_vars": keys}) if keys else {}
         try:
             with _silenced(): ray.init(address=address or "local", log_to_driver=False, configure_logging=False, **here)
         except Exception as e: raise FitmatchError(f"Ray cannot be started at {address or 'this machine'} ({type(e).__name__}: {_first_line(e)}): look whether 'ray status' answers there") from e

@@ -4,9 +4,8 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'MAX_PIXELS', 'MIN_SIDE', 'BLANK_LEVELS', 'PLACEHOLDER_PICTURES', 'PLACEHOLDER_NAMES', 'AMAZON_HOSTS',
-           'HTTPS_TWINS', 'MAX_ADDRESSES', 'STATUS', 'COMMIT_ROWS', 'COMMIT_SECONDS', 'ImageRefused', 'open_image',
-           'is_placeholder_url', 'thumbnail', 'data_uri', 'map_ahead', 'check_images', 'picture_urls',
-           'download_status', 'download_report', 'download']
+           'HTTPS_TWINS', 'MAX_ADDRESSES', 'STATUS', 'ImageRefused', 'open_image', 'is_placeholder_url', 'thumbnail',
+           'data_uri', 'map_ahead', 'check_images', 'picture_urls', 'download_status', 'download_report', 'download']
 
 # %% ../nbs/03_images.ipynb #f1bb7a99
 import base64
@@ -34,7 +33,7 @@ import pyarrow as pa
 from PIL import Image, ImageOps
 from tqdm.auto import tqdm
 
-from .catalogue import Catalogue, Files, FitmatchError, connected_groups, disk_errors_explained, group_names, is_remote, lance_options, load_catalogue, read_bytes, refuse, save_catalogue, workspace_path, writing
+from .catalogue import Catalogue, Files, FitmatchError, connect_lance, connected_groups, disk_errors_explained, group_names, is_remote, load_catalogue, read_bytes, refuse, save_catalogue, workspace_path, writing
 from .engine import Stage, pick_engine, start_ray, stream
 from .web import Web, WebRefused, retrying
 
@@ -310,14 +309,13 @@ def _table_errors_explained(path, doing:str="write"):
         raise FitmatchError(f"{path} cannot be used ({' '.join(str(e).split())[:200]}): wait until no other 'fitmatch download' runs and the disk has space; "
                             "if it is damaged remove it and type 'fitmatch download WORKSPACE' again") from e
 
-COMMIT_ROWS, COMMIT_SECONDS = 512, 10. # notes in a bucket are committed when there are so many, or the last commit is so long ago
+_COMMIT_ROWS, _COMMIT_SECONDS = 512, 10. # notes in a bucket are committed when there are so many, or the last commit is so long ago
 
 class _LanceDownloads:
     "The same for a bucket"
     def __init__(self, path): # …/downloads.lance
-        import lancedb
         self.path, self.waiting, self.last = path, {}, time.monotonic()
-        with _table_errors_explained(path): self.db = lancedb.connect(str(path.parent), storage_options=lance_options(path))
+        with _table_errors_explained(path): self.db = connect_lance(path.parent)
         self.table = self._open()
     def _open(self):
         with _table_errors_explained(self.path):
@@ -332,7 +330,7 @@ class _LanceDownloads:
             found = self.table.to_arrow().select([*STATUS, "temporary"]).sort_by([("asin", "ascending"), ("when", "ascending")]).to_pylist()
         return [tuple(row.values()) for row in {row["asin"]: row for row in found}.values()]  # two downloads at a time may leave two rows: the later one counts
     def commit(self, at_once:bool=False):
-        if not self.waiting or not (at_once or len(self.waiting) >= COMMIT_ROWS or time.monotonic() > self.last + COMMIT_SECONDS): return
+        if not self.waiting or not (at_once or len(self.waiting) >= _COMMIT_ROWS or time.monotonic() > self.last + _COMMIT_SECONDS): return
         rows = pa.Table.from_pylist(list(self.waiting.values()), schema=_LANCE_SCHEMA)
         with _table_errors_explained(self.path):
             if self.table is None: self.table = self.db.create_table("downloads", schema=_LANCE_SCHEMA, exist_ok=True)

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['stage', 'claim_workspace', 'classify_stage', 'match_stage', 'example_rows', 'example_matches', 'save_neighbours',
-           'run', 'demo', 'n_clusters', 'summarise', 'match_photos', 'evaluate_images', 'judge_clusters']
+           'run', 'demo', 'n_clusters', 'summarise', 'embed_workspace', 'match_photos', 'evaluate_images',
+           'judge_clusters']
 
 # %% ../nbs/13_pipeline.ipynb #3b5ef320
 import json
@@ -25,7 +26,7 @@ from .cards import workspace_encoder
 from .catalogue import Catalogue, FitmatchError, address, is_remote, is_there, load_catalogue, place_file, save_catalogue, select, workspace_path, write_table
 from .classify import CategoryClassifier, accuracy_interval, judge, split_for_training
 from .compare import panel_tables
-from .embed import EmbeddingStore, embed, encode_images
+from .embed import EmbeddingStore, embed, embed_into, encode_images
 from .encoders import Encoder, load_encoder
 from .evaluate import SCORERS, also_buy_scorer, ask, encoder_scoreboard, evaluate_matching, find_groups, matching_task, task_leaks
 from .explore import assign_labels, cluster, cluster_curve, cluster_scores, reduce, sample_rows
@@ -322,6 +323,22 @@ def _matching_summary(matched) -> dict:
     rule, learned = rows.pop("also-buy rule"), rows.pop("learned", None)
     if learned: learned["lift"] = learned["auc"] - rows["category prior"]["auc"]
     return dict(**rule, learned=learned, n=int(matched["table"]["n"].iloc[0]), threshold=matched["threshold"], negatives="same category", leaks=len(matched["leaks"]), baselines=rows)
+
+# %% ../nbs/13_pipeline.ipynb #13e00002
+def embed_workspace(
+    workspace:str|Path|None=None, # of `prepare` or `run`, as for `workspace_path`
+    encoder:str="fitmatch-cnn", # a name of `list_encoders()`
+    weights:str|Path|None=None, # a local .safetensors
+    progress:bool=True,   # progress bars on stderr
+    engine:str|None=None, # "local" or "ray"; default: FITMATCH_ENGINE, else local
+) -> dict: # products, pictures, refused {reason: rows}, encoder, dim, computed (vectors, now), seconds
+    "Opens the pictures of a prepared workspace and embeds those without a vector. Raises `FitmatchError` when there are none"
+    begin, workspace, network = time.perf_counter(), workspace_path(workspace), load_encoder(encoder, weights=weights)
+    catalogue = save_catalogue(check_images(load_catalogue(workspace), progress=progress, keep_missing=True, engine=engine), workspace)
+    pictured = select(catalogue, np.flatnonzero(catalogue.products["image"].notna()))
+    if not len(pictured): raise FitmatchError(f"no product of {workspace} has a picture yet (refused: {catalogue.refused() or 'none'}): type  fitmatch download {workspace}")
+    computed = embed_into(EmbeddingStore(workspace, network), pictured, network, progress=progress, engine=engine)
+    return dict(products=len(catalogue), pictures=len(pictured), refused=catalogue.refused(), encoder=network.info.name, dim=network.info.dim, computed=computed, seconds=round(time.perf_counter() - begin, 3))
 
 # %% ../nbs/13_pipeline.ipynb #46d59120
 def _own_products(

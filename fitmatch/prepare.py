@@ -381,18 +381,19 @@ def _settle(passed:_Passed, schema:pa.Schema, out:Path, quarantine:_Writer) -> d
 def _parts(out:Path):
     "The folder for what is not finished: in the workspace, or on this machine where that is in a bucket"
     if is_remote(out):
-        with tempfile.TemporaryDirectory(prefix="fitmatch-") as folder: yield Path(folder)
+        with tempfile.TemporaryDirectory(prefix="fitmatch-") as folder, disk_errors_explained(folder := Path(folder)): yield folder
         return
     parts = out/PARTS
     shutil.rmtree(parts, ignore_errors=True)                # of a run that was killed
-    parts.mkdir(parents=True)
-    yield parts
-    shutil.rmtree(parts)
+    with disk_errors_explained(out):
+        parts.mkdir(parents=True)
+        yield parts
+        shutil.rmtree(parts)
 
 def _prepare_table(source:Path, out:Path, columns, processes, progress, engine) -> dict:
     "Cleans a table of any size into a workspace"
     schema = stream_table(source, columns).schema
-    with disk_errors_explained(out), _parts(out) as parts:
+    with _parts(out) as parts:
         quarantine = _Writer(parts/"quarantine", QUARANTINE_SCHEMA)
         judged = _judged_by_ray(source, columns) if engine == "ray" else _judge_all(source, columns, processes or _n_processes(source))
         with closing(judged): passed = _first_pass(source, columns, parts/"rows", quarantine, judged, progress)

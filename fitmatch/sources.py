@@ -773,6 +773,8 @@ def read_amazon_graph(
 ) -> Catalogue: # products with also_buy, also_view, category, brand; neither titles nor pictures
     "The 2014 co-purchase graph of clothes"
     folder = _existing_folder(folder)
+    absent = [f"{name}.txt.gz" for name in ("product", "related_product", "also_bought_p_p", "also_viewed_p_p", "category", "category_p_c", "brand", "brand_p_b") if not (folder/f"{name}.txt.gz").is_file()]
+    if absent: raise FitmatchError(f"{folder} has no {absent[0]}: give the whole folder of Amazon's co-purchase graph ('fitmatch fetch amazon-2014-graph')")
     read = lambda name: _unpacked(folder/f"{name}.txt.gz")
     asins, related = read("product"), read("related_product")
     n, rows = len(asins), {}

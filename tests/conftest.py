@@ -22,19 +22,37 @@ def _folder(variable, *parts):
     return path
 
 
-FIGURES = []
-
-
-@pytest.fixture(scope="session")
-def figure():
+@pytest.fixture
+def figure(request):
     "Function noting a measured line, printed when all tests are done"
-    return FIGURES.append
+    return lambda line: request.node.user_properties.append(("figure", line))
 
 
 def pytest_terminal_summary(terminalreporter):
-    if not FIGURES: return
+    reports = [r for some in terminalreporter.stats.values() for r in some if getattr(r, "when", None) == "call"]
+    lines = [line for r in reports for name, line in r.user_properties if name == "figure"]
+    if not lines: return
     terminalreporter.section("measured")
-    for line in FIGURES: terminalreporter.write_line(line)
+    for line in lines: terminalreporter.write_line(line)
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "alone: measures time, so nothing else is tested meanwhile")
+    if getattr(config.option, "numprocesses", None): os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # two workers share the processors: a thread that has nothing to do shall sleep
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    "With `-n 2` two tests run at a time, but one marked `alone` waits until the other has ended, and the next ones wait for it"
+    if not hasattr(item.config, "workerinput"): return (yield)
+    import fcntl
+    alone = item.get_closest_marker("alone") is not None
+    with open(__file__) as gate, open(Path(__file__).with_name("hostile.py")) as room:     # any two files serve as locks
+        fcntl.flock(gate, fcntl.LOCK_EX)
+        fcntl.flock(room, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        fcntl.flock(gate, fcntl.LOCK_UN)
+        try: return (yield)
+        finally: fcntl.flock(room, fcntl.LOCK_UN)                                           # in words: a test may have forked a process that holds the file open
 
 
 @pytest.fixture(scope="session")

@@ -136,6 +136,7 @@ def test_modules_import_only_from_lower_numbers():
             assert number[other] < own, f"{module} ({own}) imports {other} ({number[other]})"
 
 
+@pytest.mark.alone
 def test_import_is_quick():
     code = "import time; t = time.perf_counter(); import fitmatch; s = time.perf_counter() - t; import sys; assert not {'torch', 'pandas', 'numpy'} & set(sys.modules); print(s)"
     seconds = min(float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout) for _ in range(3))

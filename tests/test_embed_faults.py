@@ -98,6 +98,7 @@ def is_whole(catalogue, encoder, workspace, unbroken):
     return list(asins) == sorted(set(asins)) and len(asins) == len(catalogue) and np.array_equal(X, unbroken[order])
 
 
+@pytest.mark.alone
 def test_killed_at_fifty_moments(nursery, catalogue, encoder, unbroken, tmp_path, figure):
     "Each run into a new store is killed somewhere on its way; what it left is sound, and a second run completes it"
     for name in ("first", "measured"):

@@ -269,6 +269,7 @@ def test_offline_is_one_line_at_once(monkeypatch, tmp_path):
         assert "cannot be reached" in message(load_encoder, name) and "fitmatch-cnn" in message(load_encoder, name)
 
 
+@pytest.mark.alone
 def test_a_server_that_never_answers_is_left(monkeypatch, tmp_path):
     "A real socket that accepts and says nothing, and a name look-up that hangs"
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))

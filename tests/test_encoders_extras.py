@@ -367,6 +367,7 @@ def test_what_the_hub_says_is_passed_on(open_clip, hub):
     assert "owner/name" in message(load_encoder, "open_clip:hf-hub:no//name")
 
 
+@pytest.mark.alone
 def test_offline_is_one_line_within_seconds(timm, open_clip, hub, monkeypatch):
     import huggingface_hub.constants as constants
     names = ["timm:resnet50.a1_in1k", "open_clip:FashionCLIP", "open_clip:Marqo-FashionSigLIP", "open_clip:ViT-B-32/openai", "open_clip:hf-hub:a/b"]
@@ -381,6 +382,7 @@ def test_offline_is_one_line_within_seconds(timm, open_clip, hub, monkeypatch):
     assert time.perf_counter() - started < 8
 
 
+@pytest.mark.alone
 def test_a_hub_that_never_answers_is_left(timm, hub, monkeypatch):
     monkeypatch.setattr(encoders, "PATIENCE", .5)
     with socket.socket() as silent:

@@ -26,17 +26,21 @@ from test_download import pictures_below, shop, stock
 
 FAULTS = int(os.environ.get("FITMATCH_FAULTS", 4))  # kills of a worker, and half as many of the driver; twenty take some minutes
 N = 240
+MACHINE = dict(num_cpus=1, object_store_memory=2**28, include_dashboard=False)
 
 
 @pytest.fixture(scope="module")
 def fleet():
-    "A Ray cluster: a head that does not work, two machines with one processor each. This process is its driver"
+    "A Ray cluster of two machines with one processor each; this process is its driver"
     ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'fitmatch[scale]'")
     from ray.cluster_utils import Cluster as LocalCluster
-    os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_raylet_start_wait_time_s="180")
-    machines = LocalCluster(initialize_head=True, head_node_args=dict(num_cpus=0, object_store_memory=2**28))
-    for _ in range(2): machines.add_node(num_cpus=1, object_store_memory=2**28)
-    patch = pytest.MonkeyPatch()
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    for attempt in range(3):  # Ray gives a machine thirty seconds to start, which is little where others compute
+        machines, patch = LocalCluster(), pytest.MonkeyPatch()
+        try: [machines.add_node(**MACHINE) for _ in range(2)]; break
+        except Exception:
+            machines.shutdown()
+            if attempt == 2: raise
     patch.setenv("RAY_ADDRESS", machines.address)
     try:
         start_ray()
@@ -267,7 +271,7 @@ def test_the_driver_dies(fleet, catalogue, unbroken, pixels, tmp_path, figure):
 
 
 def test_a_machine_dies_and_a_disk_is_full(fleet, catalogue, unbroken, pixels, tmp_path):
-    extra = fleet.add_node(num_cpus=1, object_store_memory=2**28)
+    extra = fleet.add_node(**MACHINE)
     kill_when(lambda: workers("_Network"), lambda: fleet.remove_node(extra, allow_graceful=False), gone := []).join(0)
     assert np.allclose(embed(catalogue, pixels, EmbeddingStore(tmp_path/"w", pixels), batch_size=8, shard=16, progress=False, engine="ray"), unbroken, atol=1e-4)
     assert gone and is_whole(tmp_path/"w", pixels, catalogue, unbroken)

@@ -224,6 +224,7 @@ def test_killed_at_random_moments_the_rerun_equals_an_unbroken_run(processes, tm
     assert sorted(p.name for p in (tmp_path/"broken").iterdir()) == ["catalogue.parquet", "prepare.json", "quarantine.parquet"]
 
 
+@pytest.mark.alone
 def test_the_original_projects_table_loads_quickly(tmp_path, figure):
     "52,456 rows, six columns, lists as Python literals"
     draw, n = np.random.default_rng(0), 52_456

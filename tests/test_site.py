@@ -83,6 +83,14 @@ def test_first_cell_is_title_and_quote_alone(name):
     assert first[0].startswith("# ") and len(first) > 1 and all(line.startswith(">") for line in first[1:]), "give what follows a cell of its own"
 
 
+@pytest.mark.parametrize("name", [n for n in NAMES if re.match(r"\d\d\w?_", n)])
+def test_a_heading_is_followed_by_words(name):
+    "A page of the reference says why before it shows code"
+    pages = [(c, source(c).strip()) for c in cells(NBS/name)]
+    bare = [text.splitlines()[-1] for (c, text), (after, _) in zip(pages, pages[1:]) if c["cell_type"] == "markdown" and re.match("#{2,} ", text.splitlines()[-1]) and after["cell_type"] == "code"]
+    assert bare == []
+
+
 def luminance(colour):
     "WCAG 2.2"
     rgb = np.array([int(colour[i:i + 2], 16) for i in (1, 3, 5)])/255

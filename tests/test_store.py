@@ -19,12 +19,17 @@ import fitmatch.embed
 import fitmatch.images
 from fitmatch.catalogue import (Catalogue, FitmatchError, clean, is_remote, is_there, lance_options, load_catalogue, place_file, read_bytes, read_table, save_catalogue,
                                 select, workspace_path, write_table, writing)
+from fitmatch.cards import open_shop
 from fitmatch.classify import CategoryClassifier
+from fitmatch.cli import run_command_line
 from fitmatch.embed import EmbeddingStore, embed
 from fitmatch.encoders import BUNDLED, FashionCNN, load_encoder, save_encoder
 from fitmatch.images import check_images, download, download_status, open_image
+from fitmatch.neighbours import neighbours
 from fitmatch.pipeline import demo, match_photos, run
 from fitmatch.prepare import prepare, read_notes
+from fitmatch.sources import read_source
+from fitmatch.vectorindex import build_index, index_report, open_store
 from fitmatch.wardrobe import draw_wardrobe
 from test_download import picture, shop, stock
 from test_web import shop_web
@@ -87,6 +92,7 @@ def test_catalogue_and_quarantine_come_back_equal(place, wardrobe, tmp_path):
     same(back.quarantine.astype(str), catalogue.quarantine.astype(str))
     assert back.labels == catalogue.labels and back.dropped_edges == catalogue.dropped_edges and len(back.quarantine) == 4
     for i in (0, 7): assert read_bytes(back.image_path(i)) == read_bytes(catalogue.image_path(i))
+    same(read_source(place).products, saved.products)                # the way of 'fitmatch run SHOP --out SHOP'
     again = check_images(back, progress=False)                       # each picture read from where it is now
     assert again.products["image_sha256"].tolist() == catalogue.products["image_sha256"].tolist()
 
@@ -218,12 +224,37 @@ def test_what_a_newer_version_wrote_is_refused(place, wardrobe, monkeypatch):
     for read in (load_catalogue, lambda place: EmbeddingStore(place, Tiny())):
         with pytest.raises(FitmatchError, match="newer fitmatch .format 2, this one reads up to 1.: type  pip install --upgrade fitmatch"): read(place)
 
+
+
+def test_what_a_newer_lance_wrote_is_told_apart_from_damage(place):
+    "The manifest asks for a feature that no reader knows yet"
+    EmbeddingStore(place, Tiny()).add(*tiny_rows(2))
+    for manifest in [p for p in (workspace_path(place)/"embeddings.lance").rglob("*.manifest")]:
+        data = read_bytes(manifest)
+        at = int.from_bytes(data[-16:-8], "little")
+        end = at + 4 + int.from_bytes(data[at:at + 4], "little")
+        message = data[at + 4:end] + b"\x48\x80\x80\x80\x80\x80\x80\x20"   # reader_feature_flags, field 9 of the protocol buffer
+        _put(manifest, data[:at] + len(message).to_bytes(4, "little") + message + data[end:])
+    with pytest.raises(FitmatchError, match="newer lancedb than the one installed here: type  pip install --upgrade lancedb"): EmbeddingStore(place, Tiny()).known()
+
+
+def test_neighbours_and_index_are_the_same(s3, tmp_path):
+    X = np.random.default_rng(0).normal(size=(40, 4)).astype(np.float32)
+    found = []
+    for place in (tmp_path/"shop", s3 + "/shop"):
+        EmbeddingStore(place, Tiny()).add([f"B{i:02}" for i in range(40)], ["h"]*40, X)
+        store = open_store(place)
+        notes = neighbours(store, k=3, progress=False, block=16)
+        assert notes["blocks"] == 3 and build_index(store, sample=20, k=3)["recall"] == index_report(store)["recall"] == 1
+        found.append(read_table(workspace_path(place)/"neighbours.parquet").to_pandas())
+    same(found[0].round(5), found[1].round(5))
+
 # downloads
 
 def answers(status): return status[["asin", "reason", "file", "bytes", "sha256", "temporary"]]
 
 def test_a_download_goes_on_where_it_was_broken_off(place, tmp_path, monkeypatch):
-    monkeypatch.setattr(fitmatch.images, "COMMIT_ROWS", 4)
+    monkeypatch.setattr(fitmatch.images, "_COMMIT_ROWS", 4)
     with shop(lost={5}) as server, shop_web(server.port) as web:
         urls = [[f"{server.url}/{i % 18}.jpg"] for i in range(20)]
         stock(workspace_path(place), urls); stock(tmp_path/"whole", urls)
@@ -281,7 +312,7 @@ def test_a_table_is_prepared_into_both_alike(s3, tmp_path):
 
 FIGURES = ("products", "refused", "edges", "labels", "weights_sha256", "pca_explained_variance", "kmeans", "mlp_accuracy", "matching", "scoreboard", "notes")
 
-def test_the_whole_way_is_the_same_on_a_server_that_fails_and_is_slow(s3, tmp_path):
+def test_the_whole_way_is_the_same_on_a_server_that_fails_and_is_slow(s3, tmp_path, capsys):
     "Every 9th request answered by 500 or 503, every 7th after a tenth of a second"
     here = demo(tmp_path/"shop", 24, progress=False)
     s3.gate.fail(every=9, statuses=(500, 503), slow=.1, slow_every=7)
@@ -297,6 +328,13 @@ def test_the_whole_way_is_the_same_on_a_server_that_fails_and_is_slow(s3, tmp_pa
     same(mine["neighbours"].drop(columns="similarity"), theirs["neighbours"].drop(columns="similarity"))
     assert mine["own"] == theirs["own"] and mine["threshold"] == theirs["threshold"]
     with pytest.raises(FitmatchError, match="no learned matcher"): match_photos([photo], s3 + "/shop", matcher="learned")
+    s3.gate.well()
+    capsys.readouterr()
+    assert run_command_line(["match", str(photo), "--workspace", s3 + "/shop", "--json"]) == 0 and json.loads(capsys.readouterr().out)["own"] == {str(photo): shop.products["asin"][3]}
+    assert run_command_line(["export", s3 + "/shop", str(tmp_path/"shop.csv")]) == 0 and len(pd.read_csv(tmp_path/"shop.csv")) == len(shop)
+    demonstrated = open_shop(s3 + "/shop")
+    assert len(demonstrated.X) == len(shop) and demonstrated.pictures.product(shop.products["asin"][0], 64)["picture"].startswith("data:image/webp")
+    assert f"open_shop('{s3}/shop')" in demonstrated.code
     with pytest.raises(FitmatchError, match="holds the products of the drawn wardrobe"): run(tmp_path/"shop", s3 + "/shop", progress=False)
 
 

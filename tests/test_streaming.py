@@ -133,6 +133,18 @@ def test_neighbours_with_copies_on_the_border_of_two_pieces(tmp_path, monkeypatc
     one, other = (AlsoBuyMatcher(n_neighbors=20).fit(vectors, catalogue).neighbours(X[::5], catalogue.products["asin"][::5]) for vectors in (X, stored))
     assert all(np.array_equal(a, b) for a, b in zip(one, other))
 
+def test_from_a_bucket_all_is_read_once_and_no_row_by_itself(request, X, catalogue, tmp_path, monkeypatch):
+    try: bucket = request.getfixturevalue("s3")
+    except pytest.FixtureLookupError: pytest.skip("there is no bucket to test with")
+    monkeypatch.setattr(embedding, "_PIECE", 300*D)
+    store, asins, y = EmbeddingStore(bucket + "/shop", Tiny()), catalogue.products["asin"].to_numpy(dtype=object), catalogue.products["ground_truth"].to_numpy()
+    store.add(asins, ["h"]*N, X)
+    with StoredVectors(store, asins[::-1], tmp_path) as stored:
+        bucket.gate.asked.clear()
+        model = CategoryClassifier(epochs=1).fit(stored, y[::-1])
+        assert np.array_equal(stored[:], X[::-1]) and not bucket.gate.asked  # nothing more is asked of the bucket
+    assert np.allclose(model.predict_proba(X), CategoryClassifier(epochs=1).fit(X[::-1], y[::-1]).predict_proba(X), atol=1e-6)
+
 # what goes wrong
 
 def test_a_store_that_lacks_products_says_so_and_what_to_type(store, catalogue, tmp_path):

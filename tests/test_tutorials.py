@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 TUTORIALS = sorted(p for p in (ROOT/"nbs"/"tutorials").glob("*.ipynb"))
 NAMES = ["01_sixty_seconds", "02_original_project", "03_your_catalogue", "04_colab_gpu", "05_train_the_cnn", "06_learn_and_measure",
-         "07_outfits", "08_indico", "09_play"]
+         "07_outfits", "08_indico", "09_play", "10_fleet"]
 each = pytest.mark.parametrize("path", TUTORIALS, ids=[p.stem for p in TUTORIALS])
 
 

@@ -237,6 +237,7 @@ def test_each_demo_leaves_a_picture_without_a_kernel(shop, monkeypatch):
 
 # speed
 
+@pytest.mark.alone
 @pytest.mark.parametrize("name", ["also-buy rule", "learned"])
 def test_redraw_of_a_large_shop_is_quick(tmp_path, figure, name):
     shop = make_shop(tmp_path, n=5000, d=256)

@@ -260,6 +260,7 @@ def test_two_encoders_are_linked(browser, pages, X, near):
     assert page.seen == []
 
 
+@pytest.mark.alone
 def test_five_thousand_dots_do_not_lag(browser, catalogue, figure, tmp_path):
     rng, n = np.random.default_rng(0), 5000
     products = clean(pd.DataFrame(dict(asin=[f"B{i}" for i in range(n)], title=[f"shirt number {i}" for i in range(n)], image="0.png")), catalogue.root)
