@@ -267,9 +267,9 @@ def test_a_download_goes_on_where_it_was_broken_off(place, tmp_path, monkeypatch
             def close(self): pass
         with pytest.raises(KeyboardInterrupt): download(place, web=Impatient(), threads=1, retries=0, progress=False, http=True)
         noted, before = download_status(place), len(server.paths)
-        assert 4 <= len(noted) <= 9 and set(noted["reason"]) <= {"ok", "status 404"}
+        assert 4 <= len(noted) < 18 and set(noted["reason"]) <= {"ok", "status 404"}
         catalogue, status = download(place, web=web, retries=0, progress=False, http=True)
-        assert len(server.paths) - before <= 18 - len(noted), "what was there was not asked for again"
+        assert len(server.paths) - before <= 20 - len(noted), "what was there was not asked for again"
         whole, expected = download(tmp_path/"whole", web=web, retries=0, progress=False, http=True)
     same(answers(status), answers(expected)); same(answers(download_status(place)), answers(expected))
     assert catalogue.products["image"].tolist() == whole.products["image"].tolist() == load_catalogue(place).products["image"].tolist()
@@ -383,6 +383,7 @@ def test_nobody_listens(s3, wardrobe, hasty, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     all_say(s3 + "/shop", wardrobe, "http://127.0.0.1:9 does not answer")
 def test_somebody_listens_and_says_nothing(s3, wardrobe, hasty, monkeypatch):
+    monkeypatch.setitem(fitmatch.catalogue.S3_PATIENCE, "attempts", 1)
     with socket.create_server(("127.0.0.1", 0), backlog=64) as silent:
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
         all_say(s3 + "/shop", wardrobe, "does not answer: mind AWS_ENDPOINT_URL and the network")
