@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from .catalogue import FitmatchError, disk_errors_explained, lance_options, read_bytes, workspace_path
+from .catalogue import FitmatchError, connect_lance, disk_errors_explained, lance_options, read_bytes, workspace_path
 from .embed import EmbeddingStore, _breaks_seal, _checksums, _lance_errors_explained, _read_seal, _seal_of, _table_name
 from .engine import pick_engine, ray_errors_explained, start_ray
 from .prepare import read_notes, write_json
@@ -39,7 +39,6 @@ def open_store(
     encoder:str|None=None, # whose vectors; default: those of the last run, or the only ones there
 ) -> EmbeddingStore:
     "The vectors of a workspace, without loading the network that made them"
-    import lancedb
     workspace = workspace_path(workspace)
     folder = workspace/"embeddings.lance"
     found, wanted = _tables(folder), encoder or read_notes(workspace).get("encoder")
@@ -47,7 +46,7 @@ def open_store(
     if not found: raise FitmatchError(f"{workspace} has no embeddings: type  fitmatch run SOURCE --out {workspace}")
     if name not in found: raise FitmatchError(f"{workspace} holds embeddings of {', '.join(found)}: say which, with encoder= or --encoder")
     with _lance_errors_explained(folder):
-        about = {k.decode(): v.decode() for k, v in lancedb.connect(str(folder), storage_options=lance_options(folder)).open_table(name).schema.metadata.items()}
+        about = {k.decode(): v.decode() for k, v in connect_lance(folder).open_table(name).schema.metadata.items()}
         info = SimpleNamespace(name=about["encoder"], dim=int(about["dim"]))
     return EmbeddingStore(workspace, SimpleNamespace(info=info, weights_sha256=about["weights_sha256"]))
 
