@@ -237,7 +237,7 @@ def without_words(text, public):
         if not ast.get_docstring(f) and not f.name.startswith("__") and not any(says(n) for n in range(f.lineno, f.body[0].lineno + 1)): yield name
         for x in [*f.args.posonlyargs, *f.args.args, *f.args.kwonlyargs, *filter(None, (f.args.vararg, f.args.kwarg))]:
             kind = ast.unparse(x.annotation).strip("'").split("|")[0] if x.annotation else ""
-            if not (x.arg in SAID_ONCE or kind in CLASSES or kind.startswith("Annotated[") or kind in ("JsonFlag", "EncoderName", "WeightsFile", "DataFolder") or says(x.lineno)): yield f"{name}: {x.arg}"
+            if not (x.arg in SAID_ONCE or kind in CLASSES or kind.startswith("Annotated[") or kind in ("JsonFlag", "EncoderName", "EngineName", "WeightsFile", "DataFolder", "_Workspace", "_OutWorkspace") or says(x.lineno)): yield f"{name}: {x.arg}"
     for node in ast.parse(text).body:
         if getattr(node, "name", None) not in public: continue
         if isinstance(node, ast.FunctionDef): yield from of(node, node.name)

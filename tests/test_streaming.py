@@ -133,9 +133,8 @@ def test_neighbours_with_copies_on_the_border_of_two_pieces(tmp_path, monkeypatc
     one, other = (AlsoBuyMatcher(n_neighbors=20).fit(vectors, catalogue).neighbours(X[::5], catalogue.products["asin"][::5]) for vectors in (X, stored))
     assert all(np.array_equal(a, b) for a, b in zip(one, other))
 
-def test_from_a_bucket_all_is_read_once_and_no_row_by_itself(request, X, catalogue, tmp_path, monkeypatch):
-    try: bucket = request.getfixturevalue("s3")
-    except pytest.FixtureLookupError: pytest.skip("there is no bucket to test with")
+def test_from_a_bucket_all_is_read_once_and_no_row_by_itself(s3, X, catalogue, tmp_path, monkeypatch):
+    bucket = s3
     monkeypatch.setattr(embedding, "_PIECE", 300*D)
     store, asins, y = EmbeddingStore(bucket + "/shop", Tiny()), catalogue.products["asin"].to_numpy(dtype=object), catalogue.products["ground_truth"].to_numpy()
     store.add(asins, ["h"]*N, X)
