@@ -83,7 +83,7 @@ def workspace_path(
 ): # a `pathlib.Path` for a folder, a `upath.UPath` for a store
     "Where a workspace is. Raises `FitmatchError` where there is none, or what it needs is not installed"
     workspace = workspace if workspace is not None else os.environ.get("FITMATCH_STORE") or None
-    if workspace is None: raise FitmatchError("no workspace: give a folder or s3://bucket/prefix, or set FITMATCH_STORE to one")
+    if workspace is None: raise FitmatchError("no workspace: give a folder or s3://bucket/prefix (a command takes it with --out or --workspace), or set FITMATCH_STORE to one")
     if is_remote(workspace): return workspace
     scheme, slashes, rest = found.groups() if (found := _ADDRESS.fullmatch(str(workspace))) else ("", "", "")
     if slashes != "//" and scheme != "s3": return Path(workspace)  # a `Path` of s3://bucket has lost a slash
