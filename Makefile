@@ -39,8 +39,9 @@ $(VENV)/.installed-bench: settings.ini setup.py | $(BIN)/python
 demo: $(VENV)/.installed
 	$(BIN)/fitmatch demo --out $(OUT)
 
-# two processes at a time: a thread that waits shall sleep, not spin on the processor the other one needs
+# two processes at a time: a thread that waits shall sleep, not spin on the processor the other one needs; OpenBLAS knows no such wish, so it gets one thread
 test: export OMP_WAIT_POLICY = PASSIVE
+test: export OPENBLAS_NUM_THREADS = 1
 test: $(VENV)/.installed-dev
 	$(BIN)/nbdev_test --n_workers 2 --timing
 	$(BIN)/python -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder

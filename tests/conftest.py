@@ -38,7 +38,8 @@ def pytest_terminal_summary(terminalreporter):
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "alone: measures time, so nothing else is tested meanwhile")
-    if getattr(config.option, "numprocesses", None): os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # two workers share the processors: a thread that has nothing to do shall sleep
+    if getattr(config.option, "numprocesses", None):  # two workers share the processors: a thread that has nothing to do shall not spin
+        for name, value in (("OMP_WAIT_POLICY", "PASSIVE"), ("OPENBLAS_NUM_THREADS", "1")): os.environ.setdefault(name, value)
 
 
 @pytest.hookimpl(wrapper=True)
