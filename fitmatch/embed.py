@@ -40,7 +40,7 @@ from torch import nn
 from torch.fx.experimental.optimization import fuse
 from tqdm.auto import tqdm
 
-from .catalogue import Catalogue, FitmatchError, connect_lance, disk_errors_explained, is_remote, read_bytes, refuse_newer, select, store_trouble, workspace_path, writing
+from .catalogue import Catalogue, FitmatchError, connect_lance, disk_errors_explained, is_remote, read_bytes, refuse_newer, store_trouble, workspace_path, writing
 from .encoders import Encoder, pick_device, state_sha256
 from .engine import Stage, pick_engine, start_ray, stream
 from .fetch import cache_folder
@@ -90,6 +90,14 @@ def _schema(encoder:Encoder) -> pa.Schema:
 def _checksums(asins, hashes, X:np.ndarray) -> list:
     "CRC-32 of each row: its key, its picture's hash and the bytes of its vector"
     return [zlib.crc32(row.tobytes(), zlib.crc32(f"{asin}\0{sha256}".encode())) for asin, sha256, row in zip(asins, hashes, X)]
+
+def _sound_vectors(rows, dim:int) -> tuple: # a table or batch of the store -> (keys (n,) list, vectors (n, dim) float32)
+    "Rows of a store after their checksums; `ValueError` where one does not fit"
+    asins, hashes, sums = (rows[name].to_pylist() for name in ("asin", "image_sha256", "checksum"))
+    flat = rows["vector"].combine_chunks() if isinstance(rows["vector"], pa.ChunkedArray) else rows["vector"]
+    X = np.array(flat.flatten(), dtype=np.float32).reshape(-1, dim)
+    if len(X) != len(asins) or _checksums(asins, hashes, X) != sums: raise ValueError("its checksums do not fit")
+    return asins, X
 
 # %% ../nbs/05_embed.ipynb #a3dfe047
 def _refuse_other_encoder(
@@ -160,8 +168,8 @@ class _WriterLock:
 # %% ../nbs/05_embed.ipynb #5c3e0102
 LOCK_BEAT, LOCK_SILENCE = 5., 30. # seconds: how often a lock in a store is renewed, and after which silence it is taken over
 
-class _StoreLock:
-    "`_WriterLock` in a bucket: an object with the name of who holds it"
+class _LockObject:
+    "An object in a bucket with the name of who holds it"
     def __init__(self, path): self.path, self.depth, self.tag, self.lost, self.guard = path, 0, None, None, threading.RLock() # path: of the object
 
     def _ask(self, what:str, **more) -> dict:
@@ -201,6 +209,9 @@ class _StoreLock:
         raise FitmatchError(f"{who} is writing {self.path.parent}/{self.path.stem} and did not finish within {LOCK_PATIENCE:g} s: "
                             "wait until it has ended or end it, then try again; what it has stored is kept")
 
+# %% ../nbs/05_embed.ipynb #05e20002
+class _StoreLock(_LockObject):
+    "`_WriterLock` in a bucket"
     def renew(self):
         "Says that we are alive. Raises `FitmatchError` when the lock is not ours any more"
         with self.guard:
@@ -233,6 +244,7 @@ class _StoreLock:
             except Exception: pass # it falls silent and is taken over
             self.tag = None
 
+# %% ../nbs/05_embed.ipynb #05e20003
 def _lock_of(path) -> _WriterLock|_StoreLock:
     "The lock of that name, on a disk or in a bucket"
     if is_remote(path) and path.protocol != "s3": raise FitmatchError(f"embeddings are kept on a disk or in a bucket: give a folder or s3://bucket/prefix, not {path.parent.parent}")
@@ -284,9 +296,8 @@ class EmbeddingStore:
         with _lance_errors_explained(self.path):
             self._table.checkout_latest()
             rows = self._table.to_arrow().sort_by("asin")
-            X = np.array(rows["vector"].combine_chunks().flatten(), dtype=np.float32).reshape(len(rows), self.dim)
-            sound = _checksums(rows["asin"].to_pylist(), rows["image_sha256"].to_pylist(), X) == rows["checksum"].to_pylist()
-            if not sound or _breaks_seal(seal, _seal_of(self._table, rows)): raise ValueError("its checksums do not fit")
+            _, X = _sound_vectors(rows, self.dim)
+            if _breaks_seal(seal, _seal_of(self._table, rows)): raise ValueError("its checksums do not fit")
         return rows, X
 
     def known(self) -> dict: # {asin: image_sha256}
@@ -371,9 +382,8 @@ def _stored_pieces(store:EmbeddingStore, n:int): # generator of (asins, X (m, d)
     for start in range(0, n, step):
         with _lance_errors_explained(store.path):
             rows = store._table.search().select(["asin", "image_sha256", "checksum", "vector"]).limit(step).offset(start).to_arrow()
-            X, asins = np.array(rows["vector"].combine_chunks().flatten(), dtype=np.float32).reshape(len(rows), store.dim), rows["asin"].to_pylist()
-            if _checksums(asins, rows["image_sha256"].to_pylist(), X) != rows["checksum"].to_pylist(): raise ValueError("its checksums do not fit")
-        yield asins, X
+            found = _sound_vectors(rows, store.dim)
+        yield found
 
 # %% ../nbs/05_embed.ipynb #05e10004
 def _copied(
@@ -756,9 +766,10 @@ def encode_images(
 def _to_do(
     catalogue:Catalogue, # with `image_sha256`
     store:EmbeddingStore|None,
+    known=EmbeddingStore.known, # called with the store: {asin: image_sha256}
 ) -> np.ndarray: # positions without a vector of their present picture
     "The anti-join: products of the catalogue minus products in the store"
-    known = store.known() if store else {}
+    known = known(store) if store else {}
     return np.array([i for i, (a, h) in enumerate(zip(catalogue.products["asin"], _hashes(catalogue))) if a not in known or known[a] != h], dtype=int)
 
 def _hashes(catalogue:Catalogue) -> np.ndarray: # (n,) of `check_images`, or None
@@ -887,11 +898,10 @@ def _memory() -> int: # bytes
     return whole
 
 # %% ../nbs/05_embed.ipynb #05e1000c
-def _lacking(catalogue, store) -> np.ndarray:
-    "As `_to_do`, without reading the vectors that are there"
+def _known_keys(store:EmbeddingStore) -> dict: # {asin: image_sha256}
+    "`store.known()`, without reading the vectors"
     keys = _keys(store)
-    known = dict(zip(keys["asin"].to_pylist(), keys["image_sha256"].to_pylist()))
-    return np.array([i for i, (a, h) in enumerate(zip(catalogue.products["asin"], _hashes(catalogue))) if a not in known or known[a] != h], dtype=int)
+    return dict(zip(keys["asin"].to_pylist(), keys["image_sha256"].to_pylist()))
 
 def embed_into(
     store:EmbeddingStore, # where vectors are kept
@@ -900,7 +910,7 @@ def embed_into(
     **how,               # as for `embed`
 ) -> int: # how many were computed
     "Computes and commits what a store lacks, and holds no more than a commit in memory. Raises `FitmatchError` as `embed` does"
-    return len(_compute_missing(_lacking, catalogue, encoder, store, None, **how))
+    return len(_compute_missing(partial(_to_do, known=_known_keys), catalogue, encoder, store, None, **how))
 
 def vectors_of(
     catalogue:Catalogue, # clean; its pictures checked by `check_images`

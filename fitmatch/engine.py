@@ -14,7 +14,6 @@ import socket
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from . import __version__
 from .catalogue import FitmatchError
 
 # %% ../nbs/01c_engine.ipynb #1ce00007

@@ -16,7 +16,6 @@ import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,7 +24,7 @@ import pyarrow as pa
 import torch
 
 from .catalogue import FitmatchError, connect_lance, disk_errors_explained, lance_options, read_bytes, workspace_path
-from .embed import EmbeddingStore, _breaks_seal, _checksums, _lance_errors_explained, _read_seal, _seal_of, _table_name
+from .embed import EmbeddingStore, _breaks_seal, _lance_errors_explained, _read_seal, _seal_of, _sound_vectors, _table_name
 from .engine import pick_engine, ray_errors_explained, start_ray
 from .prepare import read_notes, write_json
 
@@ -89,14 +88,6 @@ def _rows_of(vectors, found) -> np.ndarray: # (b,) row numbers
     ids = found["_rowid"].to_numpy().astype(np.int64)
     return vectors._order[np.searchsorted(vectors._ids[vectors._order], ids)] if len(ids) else ids
 
-def _vectors_of(vectors, found) -> np.ndarray: # (b, d) float32
-    "The vectors of a table, checked"
-    columns = {name: found[name].to_pylist() for name in _COLUMNS[:3]}
-    flat = found["vector"].combine_chunks() if isinstance(found, pa.Table) else found["vector"]
-    X = np.array(flat.flatten(), dtype=np.float32).reshape(-1, vectors.dim)
-    if len(X) != len(columns["asin"]) or _checksums(columns["asin"], columns["image_sha256"], X) != columns["checksum"]: raise ValueError("its checksums do not fit")
-    return X
-
 # %% ../nbs/05d_vectorindex.ipynb #5d00000e
 BLOCK = 16_384 # vectors of a block; 34 MB at 512 numbers
 
@@ -116,7 +107,7 @@ def stored_blocks(
         if held: yield _sorted_block(vectors, pa.Table.from_batches(waiting))
 
 def _sorted_block(vectors, found):
-    rows, X = _rows_of(vectors, found), _vectors_of(vectors, found)
+    rows, X = _rows_of(vectors, found), _sound_vectors(found, vectors.dim)[1]
     order = np.argsort(rows)
     return rows[order], X[order]
 
@@ -133,7 +124,7 @@ def take_rows(
         found = vectors.table.take_row_ids(vectors._ids[rows[order]].tolist()).select(_COLUMNS).to_arrow()  # as they lie on disk
         if found["asin"].to_pylist() != vectors.keys(rows[order]).tolist(): raise ValueError("other rows than were asked for")
         X = np.empty((len(rows), vectors.dim), np.float32)
-        X[order] = _vectors_of(vectors, found)
+        X[order] = _sound_vectors(found, vectors.dim)[1]
     return X
 
 # %% ../nbs/05d_vectorindex.ipynb #5d000012
@@ -219,7 +210,7 @@ def index_candidates(
     with _index_errors_explained(vectors):
         search = vectors.table.search(np.asarray(q, np.float32), vector_column_name="vector").distance_type("cosine").nprobes(max(1, probes)).limit(n)
         found = search.select([*_COLUMNS, "_distance"]).with_row_id(True).to_arrow()
-        return _rows_of(vectors, found), _vectors_of(vectors, found)
+        return _rows_of(vectors, found), _sound_vectors(found, vectors.dim)[1]
 
 # %% ../nbs/05d_vectorindex.ipynb #5d00001d
 INDEX = "vector_idx" # Lance's name for the index of the column `vector`
