@@ -125,12 +125,11 @@ class Stage:
 def placed(
     stage:Stage,
     cluster:Cluster,
-) -> dict: # num_cpus or num_gpus of each worker; size: how many, None for as many as there is work for
-    "What a stage takes of a cluster: never all processors for a class, so that those who feed it can work"
-    spare = cluster.cpus <= 1
-    if not isinstance(stage.work, type): return dict(num_cpus=.25 if spare else 1, size=None)
+) -> dict: # num_cpus or num_gpus of each worker; size: how many at a time
+    "What a stage takes of a cluster: never a processor's last tenth for a class, so that those who feed it find room wherever it sits"
+    if not isinstance(stage.work, type): return dict(num_cpus=.1, size=max(1, int(cluster.cpus)))
     if stage.gpu and cluster.gpus: return dict(num_gpus=1, size=int(cluster.gpus))
-    cpus = .5 if spare else int(cluster.node_cpus//2) if cluster.node_cpus >= 4 else .9  # not 1: what asks for the same as a function is fused with it
+    cpus = int(cluster.node_cpus//2) if cluster.node_cpus >= 4 else .9
     return dict(num_cpus=cpus, size=max(1, min(cluster.nodes, int(cluster.cpus*.75//cpus))))
 
 # %% ../nbs/01c_engine.ipynb #1ce00019

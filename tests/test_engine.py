@@ -49,6 +49,16 @@ def fleet():
         patch.undo(); ray.shutdown(); machines.shutdown()
 
 
+@pytest.fixture(autouse=True)
+def patience():
+    "A pipeline that stands still fails here, and does not wait for ever"
+    def give_up(*_): raise TimeoutError("no end within five minutes")
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(300)
+    yield
+    signal.alarm(0); signal.signal(signal.SIGALRM, before)
+
+
 @pytest.fixture(scope="module")
 def catalogue(tmp_path_factory): return check_images(draw_wardrobe(N, dirty=False, root=tmp_path_factory.mktemp("fleet")), progress=False)
 
@@ -268,6 +278,14 @@ def test_the_driver_dies(fleet, catalogue, unbroken, pixels, tmp_path, figure):
         assert is_whole(folder, pixels, catalogue, unbroken)
     assert any(0 < n < N for n in left)
     figure(f"engine ray, kill -9 of {len(left)} drivers after {left} of {N} vectors: each second run identical, nothing twice, nothing lost")
+
+
+def test_a_machine_dies(fleet, catalogue, unbroken, pixels, tmp_path):
+    "Two classes sat on three processors; on the two that are left functions still find room"
+    extra, gone = fleet.add_node(**MACHINE), []
+    kill_when(lambda: workers("_Network"), lambda: fleet.remove_node(extra, allow_graceful=False), gone)
+    assert np.allclose(embed(catalogue, pixels, EmbeddingStore(tmp_path/"w", pixels), batch_size=8, shard=16, progress=False, engine="ray"), unbroken, atol=1e-4)
+    assert gone and is_whole(tmp_path/"w", pixels, catalogue, unbroken)
 
 
 def test_a_disk_is_full(fleet, catalogue, unbroken, pixels, tmp_path):
