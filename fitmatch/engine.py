@@ -11,6 +11,7 @@ import os
 import platform
 import re
 import socket
+import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -24,6 +25,7 @@ def _import_ray():
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try: import ray, ray.data
     except ImportError as e: raise FitmatchError("engine 'ray' needs Ray: type pip install 'fitmatch[scale]', or --engine local") from e
+    warnings.filterwarnings("ignore", message="The maximum number of concurrent tasks")  # a short pipeline is no mistake
     for name in ("ray", "ray.data"): logging.getLogger(name).setLevel(logging.CRITICAL)  # what there is to say is said here
     return ray
 
