@@ -64,14 +64,17 @@ def snap(page, name):
 def cards(page): return page.locator(".fm-tiles figure:visible").evaluate_all("all => all.map(e => e.innerText + (e.querySelector('img') || {}).src)")
 
 
-def settled(page, before, timeout=20_000):
-    "The cards, once they are others than `before`"
+def n_matching(texts): return sum("✓ matching" in text for text in texts)
+
+
+def settled(page, ready, timeout=20_000):
+    "The cards, once `ready(cards)`: a page redraws in several steps, so what is waited for is what is wanted, not the first change"
     end = time.time() + timeout/1000
     while time.time() < end:
         now = cards(page)
-        if now and now != before: return now
+        if now and ready(now): return now
         page.wait_for_timeout(50)
-    raise AssertionError("the cards stayed as they were")
+    raise AssertionError(f"the cards did not become what was waited for: {n_matching(now)} of {len(now)} match")
 
 
 def assert_harmless(page):
