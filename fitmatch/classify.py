@@ -34,7 +34,7 @@ from torch import nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from .catalogue import Catalogue, FitmatchError, read_bytes, workspace_path, writing
-from .embed import StoredVectors, as_vectors
+from .embed import StoredVectors, as_vectors, rows_of
 from .encoders import pick_device
 from .explore import sample_rows
 from .images import ImageRefused, data_uri, thumbnail
@@ -547,13 +547,13 @@ def plot_confusion(
 # %% ../nbs/07_classify.ipynb #07c0f002
 def judge(
     model:CategoryClassifier, # fitted
-    X:np.ndarray,        # (n, d) embeddings of the catalogue
+    X,                   # (n, d) embeddings of the catalogue, in memory or `StoredVectors`
     catalogue:Catalogue, # the same products, with their labels
     rows,                # (m,) row numbers of those to judge
 ) -> pd.DataFrame: # asin, truth, predicted, probability (of what was predicted)
     "What the network says of held-out products"
     rows = np.asarray(rows)
-    p, products = model.predict_proba(np.asarray(X)[rows]), catalogue.products.iloc[rows]
+    p, products = model.predict_proba(rows_of(X, rows)), catalogue.products.iloc[rows]
     return pd.DataFrame({"asin": products["asin"].to_numpy(dtype=object), "truth": products["ground_truth"].to_numpy(dtype=object), "predicted": model.classes_[p.argmax(axis=1)], "probability": p.max(axis=1)})
 
 # %% ../nbs/07_classify.ipynb #07c0f003

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['STORE_FORMAT', 'LOCK_PATIENCE', 'LOCK_BEAT', 'LOCK_SILENCE', 'MANY_FRAGMENTS', 'MARGIN', 'PRECISIONS', 'RUNTIMES',
-           'TOLERANCE', 'as_vectors', 'check_vectors', 'EmbeddingStore', 'StoredVectors', 'open_for', 'taken_apart',
-           'best_precision', 'plans', 'FastEncoder', 'fast', 'encode_images', 'embed', 'embed_into', 'vectors_of']
+           'TOLERANCE', 'as_vectors', 'check_vectors', 'EmbeddingStore', 'StoredVectors', 'rows_of', 'open_for',
+           'taken_apart', 'best_precision', 'plans', 'FastEncoder', 'fast', 'encode_images', 'embed', 'embed_into',
+           'vectors_of']
 
 # %% ../nbs/05_embed.ipynb #0233354a
 import copy
@@ -419,7 +420,7 @@ class StoredVectors:
     def _hold(self, numbers, rows, folder):
         self._numbers, self._rows, self.folder = np.asarray(numbers), rows, folder
         self.shape = (len(numbers) if rows is None else len(rows), numbers.shape[1])
-        self.size, self.block = self.shape[0]*self.shape[1], max(1, _PIECE//self.shape[1]) # block: rows that are read at a time
+        self.dim, self.size, self.block = self.shape[1], self.shape[0]*self.shape[1], max(1, _PIECE//self.shape[1]) # block: rows that are read at a time
         return self
 
     def _open(self) -> np.ndarray:
@@ -435,9 +436,23 @@ class StoredVectors:
         found = self._open()[rows if self._rows is None else self._rows[rows]]
         return found if found.base is None else found.copy()
 
-    def blocks(self): # generator of (slice, (m, d) float32)
-        "All rows in order, some megabytes at a time"
-        for i in range(0, len(self), self.block): yield slice(i, min(i + self.block, len(self))), self[i:i + self.block]
+    def blocks(self,
+        rows:int|None=None, # of a block; default: some megabytes of them
+    ): # generator of (slice, (m, d) float32)
+        "All rows in order, a block at a time"
+        rows = rows or self.block
+        for i in range(0, len(self), rows): yield slice(i, min(i + rows, len(self))), self[i:i + rows]
+
+    def map(self,
+        function, # of (m, d) float32, giving as many rows
+    ) -> "StoredVectors":
+        "What a function makes of the vectors, a block at a time, in a scratch file of its own"
+        out = None
+        for s, x in self.blocks():
+            made = function(x)
+            if out is None: out = _scratch(len(self), made.shape[1], self.folder)
+            out[s] = made
+        return object.__new__(StoredVectors)._hold(out, None, self.folder)
 
     def select(self,
         rows, # row numbers, a slice or booleans
@@ -460,6 +475,14 @@ class StoredVectors:
         self._numbers = None
     def __enter__(self): return self
     def __exit__(self, *_): self.close()
+
+# %% ../nbs/05_embed.ipynb #05e1000e
+def rows_of(
+    X,    # (n, d) vectors, in memory or `StoredVectors`
+    rows, # row numbers, a slice or booleans
+) -> "np.ndarray|StoredVectors": # (m, d), where X is
+    "Some of the vectors: on disk they stay there"
+    return X.select(rows) if isinstance(X, StoredVectors) else np.asarray(X)[rows]
 
 # %% ../nbs/05_embed.ipynb #135ab413
 MARGIN = 4 # a picture decoded at reduced scale stays this many times as large as the network's input

@@ -16,6 +16,7 @@ __all__ = ['PARTS', 'REGIMES', 'SCORERS', 'METRICS', 'ORIGINAL', 'item_groups', 
 # %% ../nbs/10_evaluate.ipynb #c245ec02
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from hashlib import blake2b
 
 import numpy as np
 import pandas as pd
@@ -27,6 +28,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from .catalogue import Catalogue, FitmatchError, connected_groups, group_names, normalised_title, select
+from .embed import StoredVectors, rows_of
+from .explore import sample_rows
 from .match import AlsoBuyMatcher, choose_threshold, precision_curve, score_pairs
 from .similar import NearestItems, normalise, similarity_blocks
 from .style import PALETTE, SOFT, Picture, finish, in_our_look, subplots
@@ -52,21 +55,22 @@ def item_groups(
 
 # %% ../nbs/10_evaluate.ipynb #580d4e1e
 def _near_pairs(
-    X:np.ndarray, # (n, d) float32 vectors
+    X,            # (n, d) float32 vectors, in memory or `StoredVectors`
     near:float,   # centred cosine from which on two are one
     wide:int=8,   # neighbours asked of each, before a full row
 ) -> Iterator: # (rows, rows), a piece at a time
     "Products whose vectors point nearly the same way from the middle of the catalogue"
-    C = np.asarray(X, dtype=np.float32) - np.asarray(X, dtype=np.float64).mean(axis=0).astype(np.float32)
-    length = np.linalg.norm(C, axis=1)
-    rows = np.flatnonzero(length > 1e-5*np.linalg.norm(X, axis=1).max(initial=0))   # what lies in the middle has no direction
+    middle = np.asarray(X).mean(axis=0, dtype=np.float64).astype(np.float32)
+    def centred(x): return np.asarray(x, dtype=np.float32) - middle
+    C, length = X.map(centred) if isinstance(X, StoredVectors) else centred(X), lambda X: np.sqrt(np.einsum("ij,ij->i", X, X))
+    rows = np.flatnonzero(length(np.asarray(C)) > 1e-5*length(np.asarray(X)).max(initial=0))   # what lies in the middle has no direction
     if len(rows) < 2: return
-    C, k = C[rows], min(wide, len(rows) - 1)
+    C, k = rows_of(C, rows), min(wide, len(rows) - 1)
     similarity, index = NearestItems(n_neighbors=k).fit(C).kneighbors()
     at, place = np.nonzero(similarity >= near)
     yield rows[at], rows[index[at, place]]
     crowded = np.flatnonzero(similarity[:, -1] >= near)
-    for part, cosines in similarity_blocks(C[crowded], C, block=256) if len(crowded) else ():
+    for part, cosines in similarity_blocks(rows_of(C, crowded), C, block=max(1, min(256, 2**25//len(rows)))) if len(crowded) else ():
         at, other = np.nonzero(cosines >= near)
         yield rows[crowded[part][at]], rows[other]
 
@@ -74,18 +78,20 @@ def _near_pairs(
 def _checked_vectors(
     X, # (n, d) embeddings, or None
     n:int, # products
-) -> np.ndarray|None:
+) -> "np.ndarray|StoredVectors|None":
     "Embeddings of this catalogue; raises `FitmatchError` for those of another and for NaN"
     if X is None: return None
-    X = np.asarray(X)
+    stored = isinstance(X, StoredVectors)
+    if not stored: X = np.asarray(X)
     if X.ndim != 2 or len(X) != n: raise FitmatchError(f"embeddings of shape {X.shape} for {n} products: embed this catalogue, one row a product")
+    if stored: return X  # every one was looked at when it was copied
     bad = ~np.isfinite(X).all(axis=1)
     if bad.any(): raise FitmatchError(f"{bad.sum()} of {n} embeddings are not finite (first: row {bad.argmax()}): embed these products again or drop them")
     return X
 
 def find_groups(
     catalogue:Catalogue, # products; `group`, `title` and columns that end in `sha256` are looked at where they are there
-    X:np.ndarray|None=None, # (n, d) embeddings, when near-identical vectors shall be one group as well
+    X=None,              # (n, d) embeddings, in memory or `StoredVectors`, when near-identical vectors shall be one group as well
     near:float=0.999,    # cosine, after the mean is taken off, from which on two vectors are one
     titles:bool=True,    # whether the same title, of four words or more, makes a group
 ) -> np.ndarray: # (n,) group number, from 0 on
@@ -94,7 +100,8 @@ def find_groups(
     keys = [item_groups(catalogue), *(products[c].tolist() for c in products if str(c).endswith("sha256"))]
     if titles and "title" in products: keys.append([normalised_title(t) for t in products["title"]])
     if X is None: return connected_groups(*keys)
-    groups = connected_groups(*keys, [row.tobytes() for row in X])
+    pieces = X.blocks() if isinstance(X, StoredVectors) else [(..., X)]
+    groups = connected_groups(*keys, [blake2b(row.tobytes(), digest_size=16).digest() for _, x in pieces for row in x])
     for a, b in _near_pairs(X, near):
         links = coo_matrix((np.ones(len(a), np.int8), (groups[a], groups[b])), shape=(groups.max() + 1,)*2)
         groups = pd.factorize(connected_components(links, directed=False)[1][groups])[0]
@@ -393,7 +400,7 @@ def _by_items(pairs, part, groups, which, regime) -> dict:
 # %% ../nbs/10_evaluate.ipynb #768ddbb7
 def matching_task(
     catalogue:Catalogue, # with also_buy and, if known, ground_truth, titles and groups
-    X:np.ndarray|None=None, # (n, d) embeddings; None where there are none
+    X=None,              # (n, d) embeddings, in memory or `StoredVectors`; None where there are none
     which:str="test",    # "test" or "valid"
     part:np.ndarray|None=None, # (n,) the split, or (m,) of `pairs` for edges; default: drawn with `random_state`
     random_state:int=0,
@@ -470,7 +477,7 @@ def category_prior_scorer(task:MatchingTask) -> Callable:
     return lambda query, candidate: rate[label[query], label[candidate]]
 
 # %% ../nbs/10_evaluate.ipynb #803d3e89
-def _vectors_of(task) -> np.ndarray:
+def _vectors_of(task) -> "np.ndarray|StoredVectors":
     if task.X is None: raise FitmatchError("left out: it needs embeddings, and the task has none")
     return task.X
 
@@ -483,7 +490,7 @@ def also_buy_scorer(task:MatchingTask, n_neighbors:int=5) -> Callable: # nearest
     "The original project's rule, knowing the training part only; -1 for what it does not reach"
     X, known, train = _vectors_of(task), known_part(task), np.flatnonzero(task.part == "train")
     if not known.n_edges(): return lambda query, candidate: np.full(len(query), -1.)
-    matcher, asins = AlsoBuyMatcher(n_neighbors).fit(X[train], known), task.catalogue.products["asin"].to_numpy(dtype=object)
+    matcher, asins = AlsoBuyMatcher(n_neighbors).fit(rows_of(X, train), known), task.catalogue.products["asin"].to_numpy(dtype=object)
     place = np.full(len(X), -1)
     place[train] = np.arange(len(train))
     def score(query, candidate):
@@ -509,13 +516,16 @@ def training_examples(
     if not len(q): raise FitmatchError("left out: no known purchase has a wrong answer of its category to learn from")
     return np.tile(q, 2), np.concatenate([right, wrong]), np.repeat([True, False], len(q))
 
-def pair_features_scorer(task:MatchingTask, dim:int=64, C:float=.01, random_state:int=0) -> Callable: # principal directions kept; C: inverse strength of the penalty, as in scikit-learn
+def pair_features_scorer(task:MatchingTask, dim:int=64, C:float=.01, random_state:int=0, most:int=50_000) -> Callable: # principal directions kept; C: inverse strength of the penalty, as in scikit-learn; most: products they are learned from
     "`[|a−b|, a·b]` of scaled and reduced vectors, and a logistic regression; gives probabilities"
-    X, (query, candidate, truth) = np.asarray(_vectors_of(task), np.float32), training_examples(task, random_state)
-    scaler = StandardScaler().fit(X[task.part == "train"])
-    T = scaler.transform(X[task.part == "train"])
+    X, (query, candidate, truth) = _vectors_of(task), training_examples(task, random_state)
+    train = np.flatnonzero(task.part == "train")
+    T = np.asarray(X[train[sample_rows(len(train), most)]], np.float32)
+    scaler = StandardScaler().fit(T)
+    T = scaler.transform(T)
     pca = PCA(min(dim, *T.shape), random_state=random_state).fit(T)
-    Z = (pca.transform(scaler.transform(X))/np.sqrt(max(pca.explained_variance_.mean(), 1e-12))).astype(np.float32)
+    def reduced(x): return (pca.transform(scaler.transform(np.asarray(x, np.float32)))/np.sqrt(max(pca.explained_variance_.mean(), 1e-12))).astype(np.float32)
+    Z = np.asarray(X.map(reduced)) if isinstance(X, StoredVectors) else reduced(X)
     features = lambda q, c: np.concatenate([np.abs(Z[q] - Z[c]), Z[q]*Z[c]], axis=1)
     model = LogisticRegression(C=C, max_iter=1000).fit(features(query, candidate), truth)
     weights, bias = model.coef_[0].astype(np.float32), float(model.intercept_[0])

@@ -24,7 +24,7 @@ from sklearn.utils.validation import check_is_fitted
 from .catalogue import Catalogue, FitmatchError, read_bytes
 from .classify import _model_files, _refuse_other_encoder, _write_model
 from .compatibility import AgainstAll, PairNetwork, KnownPairs, _score_rows, train_network, with_wrong_answers
-from .embed import StoredVectors, _scratch
+from .embed import StoredVectors, rows_of
 from .encoders import pick_device
 from .features import VALUE_COLUMNS, WORD_COLUMNS, Featurizer, ItemFeatures
 from .similar import NearestItems, _best, _lengths, _vectors, normalise
@@ -68,19 +68,6 @@ def _checked_for_matching(X, catalogue):
     if not catalogue.n_edges():
         raise FitmatchError("this catalogue has no also_buy, so there is nothing to match by: give a source that says what was bought together")
 
-class _NearestOnDisk:
-    "What `NearestItems` answers, for vectors on disk: one pass over them answers all queries of a call"
-    def __init__(self, X:StoredVectors, n_neighbors:int): self.X, self.n_neighbors = X, n_neighbors
-    def kneighbors(self, Q, n_neighbors=None) -> tuple: # (m, k) float32 cosines, (m, k) int64 rows
-        k, Q = n_neighbors or self.n_neighbors, _vectors(Q, self.X.shape[1])
-        query, row, cosine = (np.empty(0, kind) for kind in (np.int64, np.int64, np.float64))
-        for s, x in self.X.blocks():
-            best, index = NearestItems().fit(x)._find(Q, _lengths(Q), min(k, len(x)))
-            query, row, cosine = (np.concatenate(both) for both in ((query, np.repeat(np.arange(len(Q)), index.shape[1])), (row, index.ravel() + s.start), (cosine, best.ravel())))
-            best, index = _best(query, row, cosine, len(Q), min(k, s.stop))
-            query, row, cosine = np.repeat(np.arange(len(Q)), index.shape[1]), index.ravel(), best.ravel()
-        return best.astype(np.float32), index
-
 class _Purchases(BaseEstimator):
     "Products and purchases, and the nearest products of a photo"
     def _remember(self, X, catalogue, rows=None):
@@ -90,14 +77,11 @@ class _Purchases(BaseEstimator):
         self.groups_ = pd.factorize(catalogue.products["group" if "group" in catalogue.products else "asin"])[0]
         self.offsets_, self.targets_ = np.cumsum([0, *map(len, bought)]), np.concatenate([*bought, np.empty(0, np.int64)])
         self.rows_ = np.arange(len(X)) if rows is None else rows
-        if isinstance(X, StoredVectors): return self._remember_on_disk(X)
-        self.X_ = np.zeros(X.shape, np.float32)
-        self.X_[self.rows_] = normalise(X[self.rows_])
-        self.nearest_ = NearestItems(n_neighbors=min(self.n_neighbors, len(self.rows_))).fit(X[self.rows_])
-
-    def _remember_on_disk(self, X):
-        self.X_, self.nearest_ = np.asarray(_scratch(*X.shape, X.folder)), _NearestOnDisk(X, min(self.n_neighbors, len(X)))
-        for s, x in X.blocks(): self.X_[s] = normalise(x)
+        if isinstance(X, StoredVectors): self.X_ = normalise(X)
+        else:
+            self.X_, X = np.zeros(X.shape, np.float32), X[self.rows_]
+            self.X_[self.rows_] = normalise(X)
+        self.nearest_ = NearestItems(n_neighbors=min(self.n_neighbors, len(self.rows_))).fit(X)
 
     def neighbours(self,
         Q:np.ndarray, # (m, d) embeddings of photos
@@ -229,8 +213,6 @@ def _directed_pairs(catalogue, groups) -> np.ndarray:
     bought = also_buy_rows(catalogue)
     pairs = np.column_stack([np.repeat(np.arange(len(bought)), [len(b) for b in bought]), np.concatenate([*bought, np.empty(0, np.int64)])]).astype(np.int64)
     return pairs[groups[pairs[:, 0]] != groups[pairs[:, 1]]] if len(pairs) else pairs.reshape(0, 2)
-
-def _rows_of(X, rows): return None if X is None else X.select(rows) if isinstance(X, StoredVectors) else np.asarray(X)[rows]
 
 def _once(pairs) -> np.ndarray: return np.unique(np.sort(pairs, axis=1), axis=0)
 
@@ -494,7 +476,7 @@ class Compatibility(_Calibrated, _Fitted, _Kept, _Suggesting):
     ) -> "Compatibility":
         "Learns from the training part, stops and calibrates on the valid part, remembers all products. Raises `FitmatchError` when there is nothing to learn from"
         lessons = _Lessons(self, X, catalogue, part, pairs, judged)
-        self.featurizer_ = Featurizer(self.columns, self.value_columns).fit(catalogue.products.iloc[lessons.train], _rows_of(X, lessons.train))
+        self.featurizer_ = Featurizer(self.columns, self.value_columns).fit(catalogue.products.iloc[lessons.train], None if X is None else rows_of(X, lessons.train))
         items = self.featurizer_.transform(catalogue.products, X)
         self.networks_, histories = [], []
         for i in range(self.n_models):

@@ -26,7 +26,7 @@ from .cards import workspace_encoder
 from .catalogue import Catalogue, FitmatchError, address, is_remote, is_there, load_catalogue, place_file, save_catalogue, select, workspace_path, write_table
 from .classify import CategoryClassifier, accuracy_interval, judge, split_for_training
 from .compare import panel_tables
-from .embed import EmbeddingStore, embed, embed_into, encode_images
+from .embed import EmbeddingStore, embed, embed_into, encode_images, rows_of, vectors_of
 from .encoders import Encoder, load_encoder
 from .evaluate import SCORERS, also_buy_scorer, ask, encoder_scoreboard, evaluate_matching, find_groups, matching_task, task_leaks
 from .explore import assign_labels, cluster, cluster_curve, cluster_scores, reduce, sample_rows
@@ -75,7 +75,7 @@ def claim_workspace(
 # %% ../nbs/13_pipeline.ipynb #d14a818e
 def classify_stage(
     catalogue:Catalogue, # products; those without a label are left aside
-    X:np.ndarray,        # (n, d) embeddings
+    X,                   # (n, d) embeddings, in memory or `StoredVectors`, here and below
     random_state:int=42, # the original project's
 ) -> dict|str: # model, accuracy, interval, confusion, labels; or the sentence that says why not
     "Trains the MLP on 60 % of the groups and measures it on the other 40 %"
@@ -88,8 +88,8 @@ def classify_stage(
         warnings.simplefilter("always")
         try: train, test = split_for_training(y, groups=groups, test_size=0.4, random_state=random_state)
         except FitmatchError as e: return f"the classifier is left out: {e}"
-    model = CategoryClassifier(random_state=random_state).fit(X[rows][train], y[train], X[rows][test], y[test])
-    predicted = model.predict(X[rows][test])
+    model = CategoryClassifier(random_state=random_state).fit(rows_of(X, rows[train]), y[train], rows_of(X, rows[test]), y[test])
+    predicted = model.predict(rows_of(X, rows[test]))
     low, high = accuracy_interval(y[test], predicted, groups=groups[test])[1:]
     confusion = pd.crosstab(pd.Categorical(y[test], model.classes_), pd.Categorical(predicted, model.classes_), dropna=False).to_numpy()
     return dict(model=model, accuracy=float((predicted == y[test]).mean()), low=float(low), high=float(high), confusion=(confusion, model.classes_),
@@ -216,7 +216,7 @@ def _run(read, source:str, out:Path, encoder_name:str, weights, progress:bool, o
         if len(catalogue) < 3: raise FitmatchError(f"{source} has {len(catalogue)} usable pictures (refused: {catalogue.refused()}): give at least 3")
         catalogue = save_catalogue(catalogue, out)
     with stage(seconds, "embeddings", say):
-        X = embed(catalogue, encoder, EmbeddingStore(out, encoder), progress=progress, engine=engine)
+        X = vectors_of(catalogue, encoder, EmbeddingStore(out, encoder), progress=progress, engine=engine)
         if weights: place_file(Path(weights), out/"models"/"encoder.safetensors")
     found = _analyse(catalogue, X, seconds, say, oracle)
     if progress: say("baseline encoder …")
@@ -344,7 +344,7 @@ def embed_workspace(
 def _own_products(
     catalogue:Catalogue, # of the workspace
     Q:np.ndarray,        # (m, d) vectors of photos
-    X:np.ndarray,        # (n, d) vectors of its products
+    X,                   # (n, d) vectors of its products
     photos:list,         # (m,) names
 ) -> dict: # {photo: asin} of those that are a product's own picture
     "Photos that are in the catalogue already: they are no answer to themselves"
@@ -386,7 +386,7 @@ def match_photos(
     if not 1 <= k <= len(catalogue): raise FitmatchError(f"-k {k}: give a number from 1 to {len(catalogue)}, the products of {workspace}")
     encoder = workspace_encoder(workspace, notes)
     Q, good, refused = _encode_photos(encoder, photos)
-    X = embed(catalogue, encoder, EmbeddingStore(workspace, encoder), progress=False)
+    X = vectors_of(catalogue, encoder, EmbeddingStore(workspace, encoder), progress=False)
     own = _own_products(catalogue, Q, X, good)
     near = _neighbours_of(catalogue, X, Q, k, good, own)
     answer = dict(matches=None, neighbours=near, own=own, refused=refused, threshold=None, note=None)

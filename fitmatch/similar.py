@@ -26,7 +26,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
 from .catalogue import LABELS, Catalogue, FitmatchError
-from .embed import EmbeddingStore, as_vectors, best_precision
+from .embed import EmbeddingStore, StoredVectors, as_vectors, best_precision
 from .encoders import pick_device
 from .images import ImageRefused, open_image
 from .style import PALETTE, PAPER, Picture, finish, in_our_look, label_styles, subplots
@@ -59,8 +59,9 @@ def _slices(n, step): return (slice(i, min(i + step, n)) for i in range(0, n, st
 # %% ../nbs/08_similar.ipynb #7cfa91f9
 def normalise(
     X, # (n, d) embeddings, finite and not zero
-) -> np.ndarray: # (n, d) float32, every row of length 1
+) -> np.ndarray: # (n, d) float32, every row of length 1; for `StoredVectors` a mapped file
     "The directions of the vectors. Raises `FitmatchError` for a row that has none"
+    if isinstance(X, StoredVectors): return X.map(normalise)._open()
     X = _vectors(X)
     return _directions(X, _lengths(X))
 
@@ -428,11 +429,12 @@ class NearestItems(BaseEstimator):
         self.n_neighbors, self.block, self.device, self.exact_below = n_neighbors, block, device, exact_below
 
     def fit(self,
-        X, # (n, d) embeddings, finite and not zero; or an `EmbeddingStore`, whose rows are numbered in the order of their keys, `asins_`
+        X, # (n, d) embeddings, finite and not zero, or `StoredVectors`; or an `EmbeddingStore`, whose rows are numbered in the order of their keys, `asins_`
         y=None, # ignored
     ) -> "NearestItems":
         "Keeps the vectors, folded and as directions. `search_` says in a sentence how they are searched"
         if isinstance(X, EmbeddingStore): return _fit_store(self, X)
+        if isinstance(X, StoredVectors): return _fit_on_disk(self, X)
         X = _vectors(X)
         if not len(X): raise FitmatchError("no embeddings to search in: the table is empty")
         lengths = _lengths(X)
@@ -480,6 +482,12 @@ def _fit_store(items, store):
     logging.getLogger("fitmatch").info("%s", items.search_)
     return items
 
+def _fit_on_disk(items, X):
+    "Vectors on disk stay there"
+    items.view_, items.n_features_in_, items.n_samples_fit_, items.device_ = X, X.dim, len(X), torch.device(pick_device(items.device))
+    items.search_ = f"exact: all {len(X):,} products are compared, and pass by from disk for every {2*BLOCK:,} queries"
+    return items
+
 # %% ../nbs/08_similar.ipynb #5d080002
 def _merged(cosines, rows, more_cosines, more_rows, k:int) -> tuple: # (m, k) both
     "The k best of two lists for each query, ties by lower row"
@@ -488,17 +496,17 @@ def _merged(cosines, rows, more_cosines, more_rows, k:int) -> tuple: # (m, k) bo
     return np.take_along_axis(cosines, order, 1), np.take_along_axis(rows, order, 1)
 
 def nearest_in_store(
-    view:StoreView, # what is searched
+    view, # what is searched: a `StoreView`, or `StoredVectors`
     Q,     # (m, d) queries
     k:int, # rows wanted of each
     block:int=2*BLOCK, # vectors in memory at a time
     device=None, # as for `NearestItems`
 ) -> tuple: # (m, k) float64 cosines, (m, k) int64 rows
-    "The exact nearest rows, whatever the size of the store: its vectors pass by in blocks"
+    "The exact nearest rows, whatever their number: the vectors pass by in blocks"
     Q = _vectors(Q, view.dim)
     lengths, best = _lengths(Q), (np.empty((len(Q), 0)), np.empty((len(Q), 0), np.int64))
     if not 1 <= k <= len(view): raise FitmatchError(f"{k} neighbours wanted, but there are {len(view)} products: choose 1 to {len(view)}")
-    for rows, X in stored_blocks(view, block):
+    for rows, X in ((np.arange(s.start, s.stop), X) for s, X in view.blocks(block)) if isinstance(view, StoredVectors) else stored_blocks(view, block):
         items = NearestItems(device=device).fit(X)
         once = None if len(Q) > 64 else [partial(_fp32_scores, X=_whole(items))]  # a coarser table would be made for this block alone
         cosines, found = _search(items, Q, lengths, min(k, len(X)), once)
@@ -524,14 +532,14 @@ def _ask_index(items, Q, lengths, k:int) -> tuple: # (m, k) float64 cosines and 
     return cosines, rows
 
 def _ask_store(items, Q, k:int) -> tuple: # (m, k) float32 cosines, (m, k) int64 rows
-    "`kneighbors` of a store"
-    if Q is not None:
-        Q = _vectors(Q, items.n_features_in_)
-        return tuple(a.astype(t) for a, t in zip(_ask_index(items, Q, _lengths(Q), k), (np.float32, np.int64)))
+    "`kneighbors` of a store, and of vectors on disk"
+    view, on_disk = items.view_, isinstance(items.view_, StoredVectors)
+    def ask(Q, k): return nearest_in_store(view, Q, k, device=items.device) if on_disk else _ask_index(items, Q, _lengths(Q), k)
+    if Q is not None: return tuple(a.astype(t) for a, t in zip(ask(_vectors(Q, items.n_features_in_), k), (np.float32, np.int64)))
     found = np.empty((items.n_samples_fit_, k), np.float32), np.empty((items.n_samples_fit_, k), np.int64)
-    for s in _slices(items.n_samples_fit_, 1024):
-        X = take_rows(items.view_, np.arange(s.start, s.stop))
-        pair = _without_itself(*_ask_index(items, X, _lengths(X), k + 1), first=s.start)
+    for s in _slices(items.n_samples_fit_, 2*BLOCK if on_disk else 1024):
+        X = view[s] if on_disk else take_rows(view, np.arange(s.start, s.stop))
+        pair = _without_itself(*ask(X, k + 1), first=s.start)
         for whole, part in zip(found, pair): whole[s] = part
     return found
 

@@ -123,3 +123,20 @@ def test_a_products_own_photo_is_no_answer_to_itself(demo_run, tmp_path):
             mine, again = (table[table["query"] == str(photo)].drop(columns="query").reset_index(drop=True) for photo in (own, copy))
             assert len(mine) and mine.equals(again) and not group & {asin for column in columns for asin in mine[column]}
         assert answer["neighbours"].groupby("query").size().tolist() == [5, 5, 5]
+
+
+def test_vectors_that_stay_on_disk_give_the_same_run(shop, tmp_path, monkeypatch):
+    from fitmatch import embed as embedding, pipeline
+    seen, analyse = [], pipeline._analyse
+    monkeypatch.setattr(pipeline, "_analyse", lambda catalogue, X, *more: (seen.append(X), analyse(catalogue, X, *more))[1])
+    found = []
+    for memory in (embedding._memory(), 0):
+        monkeypatch.setattr(embedding, "_memory", lambda memory=memory: memory)
+        summary = run(shop, tmp_path/f"w{memory}", encoder="fitmatch-cnn", progress=False)
+        answer = match_photos([next((tmp_path/"shop").glob("*.png"))], tmp_path/f"w{memory}")
+        assert summary["matching"].pop("learned")["auc"] > .6                # its own test allows for rounding
+        found.append((without_times(summary) | {"report": None}, pd.read_parquet(tmp_path/f"w{memory}"/"neighbours.parquet"), answer["matches"], answer["neighbours"]))
+    assert [type(X).__name__ for X in seen] == ["ndarray", "StoredVectors"]
+    (one, near, matches, nearest), (other, *tables) = found
+    assert one == other and len(matches)
+    for a, b in zip((near, matches, nearest), tables): pd.testing.assert_frame_equal(a, b)
