@@ -23,7 +23,7 @@ def readme(notebook=ROOT / "nbs" / "index.ipynb"):
     "The README's text: links are turned from the notebook's folder to the project's top"
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     parts = ["".join(c["source"]) + "\n" if c["cell_type"] == "markdown" else code_block(c) for c in cells if c["cell_type"] != "raw"]
-    text = "\n".join(p for p in parts if p.strip())
+    text = "\n".join(p for p in parts if p.strip()).replace("```\n\n```python\n", "\n")  # cells that follow each other are one block
     text = re.sub(r'(\]\(|src="|srcset="|href=")(?!https?:|#|/|mailto:)', r"\1nbs/", text)
     return NOTICE + text.replace("https://github.com/fitmatch/fitmatch/blob/main/", "")
 

@@ -157,6 +157,18 @@ def ray_errors_explained():
         raise FitmatchError(f"a worker of the Ray cluster failed ({type(chain[-1]).__name__}: {_first_line(chain[-1])}): what was committed is kept, the same command goes on from there") from e
 
 # %% ../nbs/01c_engine.ipynb #1ce00020
+def _made(work:type) -> type:
+    "The class, but what is wrong when it is made is said with its first piece: Ray would make it again for ever"
+    class Made:
+        def __init__(self, *given):
+            try: self.work, self.trouble = work(*given), None
+            except Exception as e: self.trouble = e
+        def __call__(self, rows):
+            if self.trouble: raise self.trouble
+            return self.work(rows)
+    Made.__name__ = work.__name__  # by which Ray's processes are called
+    return Made
+
 def stream(
     pieces:list,       # tables (`pyarrow.Table`) to begin with, each a piece of work
     stages:list,       # of `Stage`, in their order
@@ -170,6 +182,6 @@ def stream(
         for stage in stages:
             place, made = placed(stage, cluster), isinstance(stage.work, type)
             pool = (ray.data.ActorPoolStrategy if made else ray.data.TaskPoolStrategy)(size=place.pop("size"))
-            data = data.map_batches(stage.work, batch_size=stage.rows, batch_format="numpy", zero_copy_batch=True, compute=pool, **({"fn_constructor_args": stage.given} if made else {}), **place)
+            data = data.map_batches(_made(stage.work) if made else stage.work, batch_size=stage.rows, batch_format="numpy", zero_copy_batch=True, compute=pool, **({"fn_constructor_args": stage.given} if made else {}), **place)
         for piece in data.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1):
             if piece: yield piece

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fitmatch.catalogue import FitmatchError, select
+from fitmatch.catalogue import FitmatchError, save_catalogue, select
 from fitmatch.embed import EmbeddingStore, embed
 from fitmatch.encoders import load_encoder
 from fitmatch.engine import Cluster, Stage, _check_answer, _check_workers, pick_engine, placed, start_ray, stream
@@ -152,7 +152,26 @@ def test_machines_with_another_fitmatch(fleet, monkeypatch):
     with pytest.raises(FitmatchError, match="cannot load fitmatch .*No module named 'fitmatch'"): _check_workers(ray, nodes)
 
 
+def test_a_worker_with_other_weights(fleet, catalogue, pixels, monkeypatch):
+    "What arrives there is summed up there, and compared with what was sent"
+    monkeypatch.setattr("fitmatch.embed.state_sha256", lambda _: "f"*64)  # the workers have imported theirs themselves
+    with pytest.raises(FitmatchError, match=r"a worker has other weights of pixels \(\w{12}, not ffffffffffff\): look at that machine's memory") as caught: embed(select(catalogue, np.arange(20)), pixels, progress=False, engine="ray")
+    assert "\n" not in str(caught.value)
+
+
 # the same answers
+
+def test_a_command_gives_the_same_figures(fleet, tmp_path):
+    "`fitmatch run`, which takes every stage: with Ray as a setting and without"
+    save_catalogue(draw_wardrobe(120, root=tmp_path/"drawn"), tmp_path/"shop")
+    found = []
+    for engine in ("local", "ray"):
+        done = subprocess.run([sys.executable, "-c", "from fitmatch.cli import main; main()", "run", tmp_path/"shop", "--json", "--out", tmp_path/engine], env={**os.environ, "FITMATCH_ENGINE": engine}, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        found.append({name: value for name, value in json.loads(done.stdout).items() if name not in ("seconds", "report")})
+        assert (("ray: 2 machines" in done.stderr) == (engine == "ray")), done.stderr
+    assert found[0] == found[1] and found[0]["products"] > 100
+
 
 def test_reading_gives_the_same_bytes(fleet, tmp_path, figure):
     "A table with every kind of bad line, in several stretches"
