@@ -6,7 +6,7 @@ NBS = Path(__file__).resolve().parent.parent / "nbs"
 CHAPTERS = {"The catalogue": "00 00a 01 01a 01b 01c 02 03 03a 03b", "Vectors": "04 04a 05 05a 05d 05e", "What the catalogue looks like": "05b 05c 06 07 08 08c",
             "What goes together": "08a 08b 09 09a", "How good it is": "10 10a 10b 11", "Playing and running": "11a 12 12a 13 14"}
 REPO = "https://github.com/fitmatch/fitmatch/blob/main/"
-PAGES = {"Capacity": "capacity.ipynb", "Slides": "slides.qmd", "fitmatch and its neighbours": "compare.qmd"}
+PAGES = {"Capacity": "capacity.ipynb", "Slides": "slides.qmd", "fitmatch and its neighbours": "alternatives.qmd"}
 MORE = {"Changes": "CHANGELOG.md", "Measured against others": "benchmarks/RESULTS.md", "Working on fitmatch": "CONTRIBUTING.md"}
 
 

@@ -56,6 +56,12 @@ def test_sidebar_has_every_notebook_once():
     assert (ROOT/"nbs"/"sidebar.yml").read_text() == script("sidebar").sidebar(), "type 'make sidebar'"
 
 
+def test_no_two_pages_have_one_address():
+    "nbdev names a page without the number of its notebook: 10b_compare.ipynb and compare.qmd would both be compare.html, and Quarto stops"
+    stems = [re.sub(r"^\d+[a-z]?_", "", p.stem) for p in NBS.glob("*.*") if p.suffix in (".ipynb", ".qmd")]
+    assert len(set(stems)) == len(stems), sorted(s for s in stems if stems.count(s) > 1)
+
+
 def test_navbar_and_pictures_are_there():
     site = QUARTO["website"]
     local = [*leaves(site["navbar"]["left"]), site["favicon"], site["image"], site["navbar"]["logo"], *QUARTO["project"]["resources"]]

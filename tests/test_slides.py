@@ -32,9 +32,9 @@ def test_a_figure_that_drifts_is_noticed():
 
 
 def test_pictures_are_there_and_have_words():
-    pictures = re.findall(r"!\[(.*?)\]\((.*?)\)", BODY)
+    pictures = re.findall(r'!\[\]\((.*?)\)\{fig-alt="(.*?)"\}', BODY)     # words between the brackets would be a caption, and no alternative text
     assert len(pictures) == BODY.count("![") >= 4
-    for words, path in pictures:
+    for path, words in pictures:
         assert len(words) > 30 and (ROOT/"nbs"/path).is_file()
     for path in re.findall(r"(?:css|reference-doc): (\S+)", FRONT): assert (ROOT/"nbs"/path).is_file()
 
@@ -56,7 +56,7 @@ def test_the_film():
 
 
 def test_the_comparison_counts_lines_as_they_are():
-    page = (ROOT/"nbs"/"compare.qmd").read_text(encoding="utf-8")
+    page = (ROOT/"nbs"/"alternatives.qmd").read_text(encoding="utf-8")
     for quoted, name in re.findall(r"(\d+) lines, \[`(\w+\.py)`\]", page):
         lines = (ROOT/"benchmarks"/"peers"/name).read_text(encoding="utf-8").splitlines()
         assert int(quoted) == sum(bool(line.strip()) and not line.startswith('"""') for line in lines), name

@@ -37,7 +37,7 @@ def test_begins_with_title_line_badge_and_time(path):
     (kind, title, _), (_, first, _) = cells(path)[:2]
     name, branch = repository()
     assert kind == "markdown" and re.match(r"# \S.*\n> \S", title)
-    badge = f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/{name}/blob/{branch}/{path.relative_to(ROOT).as_posix()})"
+    badge = f'<a href="https://colab.research.google.com/github/{name}/blob/{branch}/{path.relative_to(ROOT).as_posix()}"><img src="https://colab.research.google.com/assets/colab-badge.svg" alt="Open in Colab"></a>'
     assert badge in first
     assert "**What you will have:**" in first and re.search(r"\*\*How long it takes:\*\* .*\d+ seconds", first)
 

@@ -1,4 +1,4 @@
-"""Seconds from the command to a picture in the browser, side by side; with --hostile, titles that are attacks. See nbs/compare.qmd
+"""Seconds from the command to a picture in the browser, side by side; with --hostile, titles that are attacks. See nbs/alternatives.qmd
 
     python benchmarks/peers/time_peers.py WORKSPACE --python atlas=…/bin/python gradio=…/bin/python fiftyone=…/bin/python
 """
