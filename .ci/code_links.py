@@ -26,7 +26,7 @@ def add_links(folder):
             sys.exit(f"{path} has no front matter: its first cell must be '# title' and '> one line'")
         front = with_link("".join(first["source"]), path)
         if front != "".join(first["source"]):
-            first["source"] = front
+            first["source"] = front.splitlines(keepends=True)           # Quarto writes what is not a list of lines onto the page
             file.write_text(json.dumps(notebook, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
         done.append(path)
     return done

@@ -82,6 +82,21 @@ def test_a_link_to_colab_is_added_once():
     assert links.with_link(front, "tutorials/x.ipynb") == front
 
 
+def test_links_to_colab_are_written_as_lines(tmp_path):
+    "Quarto shows a first cell that is one text on the page, instead of reading it"
+    (tmp_path/"x.ipynb").write_text(json.dumps({"cells": [{"cell_type": "raw", "source": ["---\n", "title: x\n", "---\n"]}]}))
+    assert script("code_links").add_links(tmp_path) == ["x.ipynb"]
+    lines = cells(tmp_path/"x.ipynb")[0]["source"]
+    assert isinstance(lines, list) and lines[-1] == "---\n" and all(line.endswith("\n") and line.count("\n") == 1 for line in lines)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_link_within_a_link(name):
+    "nbdev makes a link of every public name in backticks, also of one that stands in a link's words"
+    inside = [words for cell in cells(NBS/name) if cell["cell_type"] == "markdown" for words in re.findall(r"\[`(\w+)`\]\([\w/.#-]+\)", source(cell))]
+    assert not inside, "leave the link out: nbdev makes one"
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_first_cell_is_title_and_quote_alone(name):
     "nbdev makes the page's head of it and drops whatever else stands there"
