@@ -90,6 +90,11 @@ def test_links_to_colab_are_written_as_lines(tmp_path):
     assert isinstance(lines, list) and lines[-1] == "---\n" and all(line.endswith("\n") and line.count("\n") == 1 for line in lines)
 
 
+def test_signatures_on_the_site_hold_no_links():
+    plain, link = script("code_links").plain_code, "[`embed`](https://fitmatch.github.io/fitmatch/embed.html#embed)"
+    assert plain(f"See {link}.\n\n```python\ndef f(\n    x, # as for {link}, {link}\n)\n```\n\nand {link}\n") == f"See {link}.\n\n```python\ndef f(\n    x, # as for `embed`, `embed`\n)\n```\n\nand {link}\n"
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_no_link_within_a_link(name):
     "nbdev makes a link of every public name in backticks, also of one that stands in a link's words"

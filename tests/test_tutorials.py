@@ -47,7 +47,7 @@ def test_installs_only_where_fitmatch_is_missing(path):
     install = [s for s in code(path) if "pip install" in s]
     assert len(install) == 1 and install[0] == code(path)[0], "one install cell, before everything else"
     name, _ = repository()
-    assert re.search(r'if importlib\.util\.find_spec\("fitmatch"\) is None:\n    %pip install -q "fitmatch(\[\w+\])? @ git\+https://github\.com/' + name + '"', install[0])
+    assert re.search(r'if importlib\.util\.find_spec\("fitmatch"\) is None:\n    !\{sys\.executable\} -m pip install -q "fitmatch(\[\w+\])? @ git\+https://github\.com/' + name + '"', install[0])
 
 
 @each
