@@ -1,6 +1,6 @@
 """Runs the benchmarks and keeps RESULTS.md: `make bench`, or
 
-    python benchmarks/run.py [--only read,embed,topk,query,pca,kmeans,mlp,growth,scale] [--photos FOLDER] [--rounds 3]
+    python benchmarks/run.py [--only read,embed,topk,query,pca,kmeans,mlp,growth,scale,run,same] [--photos FOLDER] [--rounds 3]
 
 Every part is a process of its own; what it prints goes between two markers of RESULTS.md, under the machine, the versions and the command. What stands outside
 the markers is written by hand and stays. A part that fails, or whose peers are not installed, leaves the old figures and is named at the end."""
@@ -20,8 +20,8 @@ RESULTS = HERE/"RESULTS.md"
 MODELS = ("topk", "query", "pca", "kmeans", "mlp", "growth")
 PEERS = {"read": "pandas pyarrow msgspec duckdb polars", "embed": "torch torchvision img2vec_pytorch openvino onnxruntime", "topk": "torch faiss-cpu scikit-learn numpy",
          "query": "torch faiss-cpu numpy", "pca": "scikit-learn numpy scipy", "kmeans": "scikit-learn numpy", "mlp": "torch scikit-learn", "growth": "torch scikit-learn numpy",
-         "scale": "lancedb torch numpy"}
-LONG = ("scale",) # a quarter of an hour and more: only when it is named
+         "scale": "lancedb torch numpy", "run": "lancedb torch scikit-learn numpy", "same": "ray lancedb torch"}
+LONG = ("scale", "run", "same") # a quarter of an hour and more: only when it is named
 
 
 def machine() -> str:
@@ -46,6 +46,7 @@ def command(part: str, args) -> list:
     if part in MODELS: return ["benchmarks/bench_models.py", "--only", part, "--rounds", str(args.rounds)]
     if part == "embed": return ["benchmarks/bench_embed.py", args.photos or "PHOTOS", "--rounds", str(args.rounds)]
     if part == "scale": return ["benchmarks/bench_scale.py", "--vectors", "1000000", "--kinds", "IVF_PQ,IVF_SQ", "--exact"]
+    if part in ("run", "same"): return [f"benchmarks/bench_{part}.py"]
     return ["benchmarks/bench_read.py", "100000", "300000"]
 
 
