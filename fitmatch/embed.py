@@ -119,9 +119,13 @@ def _refuse_other_encoder(
 # %% ../nbs/05_embed.ipynb #f43a19d6
 def _open_or_create(db, name:str, schema:pa.Schema):
     "The table of that name; an empty one when there is none yet"
-    try: return db.open_table(name)
-    except (ValueError, FileNotFoundError) as e:
-        if "not found" not in str(e) or any((workspace_path(db.uri)/f"{name}.lance").glob("_versions/*.manifest")): raise
+    for patience in (.05, .5, None):
+        try: return db.open_table(name)
+        except (ValueError, FileNotFoundError) as e:
+            if "not found" not in str(e): raise
+            if not any((workspace_path(db.uri)/f"{name}.lance").glob("_versions/*.manifest")): break
+            if patience is None: raise
+            time.sleep(patience)  # it was not there and now it is: somebody is creating it at this moment
     try: return db.create_table(name, schema=schema)
     except (ValueError, OSError) as e:
         if "already exists" not in str(e): raise

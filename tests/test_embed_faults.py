@@ -140,6 +140,20 @@ def test_two_writers_twenty_times(nursery, catalogue, encoder, unbroken, tmp_pat
     assert outcomes["done", 1] == 20 and outcomes["done", 0] >= 10
 
 
+def test_a_store_that_somebody_creates_at_this_moment(tmp_path, encoder):
+    "Looked for before it was there, and its files after: no damage"
+    class Late:
+        uri, schema, asked = str(tmp_path/"embeddings.lance"), module._schema(encoder), 0
+        def open_table(self, name):
+            self.asked += 1
+            if self.asked == 1:
+                module.connect_lance(tmp_path/"embeddings.lance").create_table(name, schema=self.schema)
+                raise ValueError(f"Table '{name}' was not found")
+            return module.connect_lance(tmp_path/"embeddings.lance").open_table(name)
+    late = Late()
+    assert module._open_or_create(late, "pixels", late.schema).schema.equals(late.schema) and late.asked == 2
+
+
 def test_readers_do_not_wait(catalogue, encoder, unbroken, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "LOCK_PATIENCE", 0)
     store = EmbeddingStore(tmp_path, encoder)
