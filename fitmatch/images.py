@@ -186,7 +186,7 @@ def _grouped(
 # %% ../nbs/03_images.ipynb #03e00002
 def _look(rows): # "row" and "place" -> "row", "sha256", "pixels", "reason", "detail"
     "`_fingerprint` of some pictures, all of it texts: a column of None would arrive as numbers"
-    found = [("", "", f.reason, f.detail or "") if isinstance(f, ImageRefused) else (*f, "", "") for f in map_ahead(_fingerprint, [*map(workspace_path, rows["place"])], threads=None if "://" in rows["place"][0] else 2)]
+    found = [("", "", f.reason, f.detail) if isinstance(f, ImageRefused) else (*f, "", "") for f in map_ahead(_fingerprint, [*map(workspace_path, rows["place"])], threads=None if "://" in rows["place"][0] else 2)]
     return {"row": rows["row"], **{name: np.array(values, dtype=object) for name, values in zip(("sha256", "pixels", "reason", "detail"), zip(*found))}}
 
 def _looked_at_by_ray(work): # generator of what `_fingerprint` gives, in the order of `work`
