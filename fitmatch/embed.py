@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['STORE_FORMAT', 'LOCK_PATIENCE', 'LOCK_BEAT', 'LOCK_SILENCE', 'MANY_FRAGMENTS', 'MARGIN', 'PRECISIONS', 'RUNTIMES',
-           'TOLERANCE', 'as_vectors', 'check_vectors', 'EmbeddingStore', 'StoredVectors', 'rows_of', 'open_for',
-           'taken_apart', 'best_precision', 'plans', 'FastEncoder', 'fast', 'encode_images', 'embed', 'embed_into',
-           'vectors_of']
+           'TOLERANCE', 'as_vectors', 'check_vectors', 'EmbeddingStore', 'StoredVectors', 'rows_of', 'mapped',
+           'open_for', 'taken_apart', 'best_precision', 'plans', 'FastEncoder', 'fast', 'encode_images', 'embed',
+           'embed_into', 'vectors_of']
 
 # %% ../nbs/05_embed.ipynb #0233354a
 import copy
@@ -487,6 +487,13 @@ def rows_of(
 ) -> "np.ndarray|StoredVectors": # (m, d), where X is
     "Some of the vectors: on disk they stay there"
     return X.select(rows) if isinstance(X, StoredVectors) else np.asarray(X)[rows]
+
+def mapped(
+    X,        # (n, d) vectors, in memory or `StoredVectors`
+    function, # of (m, d) vectors, giving as many rows
+) -> "np.ndarray|StoredVectors": # (n, c), where X is
+    "What a function makes of the vectors: on disk a block at a time"
+    return X.map(function) if isinstance(X, StoredVectors) else function(X)
 
 # %% ../nbs/05_embed.ipynb #135ab413
 MARGIN = 4 # a picture decoded at reduced scale stays this many times as large as the network's input

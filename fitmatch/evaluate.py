@@ -28,7 +28,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from .catalogue import Catalogue, FitmatchError, connected_groups, group_names, normalised_title, select
-from .embed import StoredVectors, rows_of
+from .embed import StoredVectors, mapped, rows_of
 from .explore import sample_rows
 from .match import AlsoBuyMatcher, choose_threshold, precision_curve, score_pairs
 from .similar import NearestItems, normalise, similarity_blocks
@@ -62,7 +62,7 @@ def _near_pairs(
     "Products whose vectors point nearly the same way from the middle of the catalogue"
     middle = np.asarray(X).mean(axis=0, dtype=np.float64).astype(np.float32)
     def centred(x): return np.asarray(x, dtype=np.float32) - middle
-    C, length = X.map(centred) if isinstance(X, StoredVectors) else centred(X), lambda X: np.sqrt(np.einsum("ij,ij->i", X, X))
+    C, length = mapped(X, centred), lambda X: np.sqrt(np.einsum("ij,ij->i", X, X))
     rows = np.flatnonzero(length(np.asarray(C)) > 1e-5*length(np.asarray(X)).max(initial=0))   # what lies in the middle has no direction
     if len(rows) < 2: return
     C, k = rows_of(C, rows), min(wide, len(rows) - 1)
@@ -525,7 +525,7 @@ def pair_features_scorer(task:MatchingTask, dim:int=64, C:float=.01, random_stat
     T = scaler.transform(T)
     pca = PCA(min(dim, *T.shape), random_state=random_state).fit(T)
     def reduced(x): return (pca.transform(scaler.transform(np.asarray(x, np.float32)))/np.sqrt(max(pca.explained_variance_.mean(), 1e-12))).astype(np.float32)
-    Z = np.asarray(X.map(reduced)) if isinstance(X, StoredVectors) else reduced(X)
+    Z = np.asarray(mapped(X, reduced))
     features = lambda q, c: np.concatenate([np.abs(Z[q] - Z[c]), Z[q]*Z[c]], axis=1)
     model = LogisticRegression(C=C, max_iter=1000).fit(features(query, candidate), truth)
     weights, bias = model.coef_[0].astype(np.float32), float(model.intercept_[0])
