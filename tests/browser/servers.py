@@ -67,14 +67,17 @@ def cards(page): return page.locator(".fm-tiles figure:visible").evaluate_all("a
 def n_matching(texts): return sum("✓ matching" in text for text in texts)
 
 
-def settled(page, ready, timeout=20_000):
-    "The cards, once `ready(cards)`: a page redraws in several steps, so what is waited for is what is wanted, not the first change"
+def asked(page): return page.locator(".fm-ask:visible img").first.get_attribute("src")
+
+
+def until(page, read, ready, timeout=20_000):
+    "What `read(page)` gives, once it is ready: a page redraws in several steps, so what is waited for is what is wanted, not the first change"
     end = time.time() + timeout/1000
     while time.time() < end:
-        now = cards(page)
+        now = read(page)
         if now and ready(now): return now
         page.wait_for_timeout(50)
-    raise AssertionError(f"the cards did not become what was waited for: {n_matching(now)} of {len(now)} match")
+    raise AssertionError(f"the page did not become what was waited for; at the end: {str(now)[:600]}")
 
 
 def assert_harmless(page):
