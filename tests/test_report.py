@@ -11,6 +11,7 @@ from fitmatch.explore import cluster, cluster_curve, reduce
 from fitmatch.report import RESULTS, figure_picture, report, report_html
 from hostile import PAYLOADS, Page, make_results
 from PIL import Image
+from watched import watched
 
 
 @pytest.fixture(scope="module")
@@ -136,12 +137,7 @@ def test_a_failed_write_leaves_the_old_page(results, tmp_path, monkeypatch):
 
 def _open(browser, path, width, scheme):
     "The report with its map drawn, and all it did that it should not"
-    page = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme).new_page()
-    page.seen = []
-    page.on("dialog", lambda d: (page.seen.append("dialog"), d.dismiss()))
-    page.on("pageerror", lambda e: page.seen.append(str(e)))
-    page.on("console", lambda m: page.seen.append(m.text) if m.type == "error" else None)
-    page.on("request", lambda r: None if r.url.startswith(("data:", "blob:")) or r.url == path.as_uri() else page.seen.append(r.url))
+    page = watched(browser, lambda address: address.startswith(("data:", "blob:")) or address == path.as_uri(), width, scheme)
     page.goto(path.as_uri())
     page.wait_for_selector(".fm-map[data-drawn]", timeout=60_000)
     return page

@@ -1,4 +1,4 @@
-"""Servers that end with the test, and pages that note what they should not do"""
+"""Servers that end with the test, and what a page of theirs shows"""
 import os
 import signal
 import socket
@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from watched import watched
 
 ROOT = Path(__file__).resolve().parents[2]
 ARTEFACTS = ROOT/"tests"/"artefacts"
@@ -44,15 +45,32 @@ def served(command, url, log, **variables):
 
 def visit(browser, url, width=1280, scheme="light", ready=".fm-tiles figure", timeout=90_000):
     "A page with its cards; `seen` notes dialogs, errors and whoever else was asked for something"
-    page = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, has_touch=width < 500).new_page()
-    page.seen = []
-    page.on("dialog", lambda d: (page.seen.append(f"dialog {d.message}"), d.dismiss()))
-    page.on("pageerror", lambda e: page.seen.append(str(e)))
-    page.on("console", lambda m: page.seen.append(m.text) if m.type == "error" else None)
-    page.on("request", lambda r: None if r.url.startswith(("data:", "blob:", "about:")) or "//127.0.0.1:" in r.url else page.seen.append(r.url))
+    page = watched(browser, lambda address: address.startswith(("data:", "blob:", "about:")) or "//127.0.0.1:" in address, width, scheme, has_touch=width < 500)
     page.goto(url, timeout=timeout)
     if ready: page.wait_for_selector(ready, timeout=timeout)
     return page
+
+
+@contextmanager
+def notebook_in_jupyterlab(browser, folder, name, ready, width=1280, **variables):
+    "The page of the notebook `folder/notebooks/name` in a JupyterLab of its own, all cells run from the menu"
+    news, port = folder/"settings"/"@jupyterlab"/"apputils-extension", free_port()
+    news.mkdir(parents=True)
+    (news/"notification.jupyterlab-settings").write_text('{"fetchNews": "false", "checkForUpdates": false}')
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ServerApp.token=t", f"--ServerApp.port={port}", f"--ServerApp.root_dir={folder/'notebooks'}", "--LabApp.extension_manager=readonly"]
+    folders = dict(JUPYTER_CONFIG_DIR=folder/"config", JUPYTERLAB_SETTINGS_DIR=folder/"settings", JUPYTERLAB_WORKSPACES_DIR=folder/"workspaces")
+    with served(command, f"http://127.0.0.1:{port}/api?token=t", folder/"lab.log", **folders, **variables):
+        page = visit(browser, f"http://127.0.0.1:{port}/lab/tree/{name}?token=t&reset", width, ready=".jp-Notebook .jp-Cell")
+        page.wait_for_selector("text=/Python 3.*\\| Idle/", timeout=60_000)
+        page.wait_for_timeout(1500)                                         # a click before this often gets a dialog that asks for a kernel
+        for _ in range(3):                                                  # the menu is sometimes drawn before it does anything
+            page.get_by_role("menuitem", name="Run", exact=True).click()
+            page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+            page.wait_for_timeout(1500)
+            for dialog in page.locator(".jp-Dialog .jp-mod-accept").all(): dialog.click()      # which kernel: the one it offers
+            if page.locator(".jp-InputPrompt", has_text="*").count() or page.locator(ready).count(): break
+        page.wait_for_selector(ready, state="visible", timeout=60_000)
+        yield page
 
 
 def snap(page, name):

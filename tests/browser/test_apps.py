@@ -2,11 +2,10 @@
 import csv
 import importlib.util
 import shutil
-import sys
 import time
 
 import pytest
-from servers import COMMAND, ROOT, asked, assert_harmless, cards, free_port, n_matching, served, snap, until, visit
+from servers import COMMAND, ROOT, asked, assert_harmless, cards, free_port, n_matching, notebook_in_jupyterlab, served, snap, until, visit
 
 
 def needs(*modules):
@@ -46,9 +45,10 @@ def play(page, photo, tmp_path):
     steps_up(page, handle, first)
     seconds = time.perf_counter() - begin
     question = asked(page)                                                  # the cards may still follow the slider, so the question's picture is looked at
-    page.locator("select").nth(1).select_option(index=2)
+    products = page.locator(".widget-dropdown:has(label:text-is('product')) select")
+    products.select_option(index=2)
     until(page, asked, lambda now: now != question)
-    page.locator("select").nth(1).select_option(index=0)
+    products.select_option(index=0)
     until(page, asked, lambda now: now == question)
     upload(page, photo)
     page.wait_for_selector(".fm-step:visible:has-text('Your photo')")
@@ -69,29 +69,11 @@ def play(page, photo, tmp_path):
     return seconds
 
 
-def run_all_cells(page, ready=".fm-tiles figure"):
-    "Runs the notebook from the menu; the menu is sometimes drawn before it does anything"
-    for _ in range(3):
-        page.get_by_role("menuitem", name="Run", exact=True).click()
-        page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
-        page.wait_for_timeout(1500)
-        if page.locator(".jp-InputPrompt", has_text="*").count() or cards(page): break
-    page.wait_for_selector(ready, state="visible", timeout=60_000)
-
-
 def test_jupyterlab(browser, hostile_workspace, photo, tmp_path, figure):
     needs("jupyterlab")
-    root, news, port = tmp_path/"notebooks", tmp_path/"settings"/"@jupyterlab"/"apputils-extension", free_port()
-    for folder in (root, news): folder.mkdir(parents=True)
-    shutil.copy(ROOT/"apps"/"match_demo.ipynb", root)
-    (news/"notification.jupyterlab-settings").write_text('{"fetchNews": "false", "checkForUpdates": false}')
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ServerApp.token=t", f"--ServerApp.port={port}", f"--ServerApp.root_dir={root}", "--LabApp.extension_manager=readonly"]
-    folders = dict(JUPYTER_CONFIG_DIR=tmp_path/"config", JUPYTERLAB_SETTINGS_DIR=tmp_path/"settings", JUPYTERLAB_WORKSPACES_DIR=tmp_path/"workspaces")
-    with served(command, f"http://127.0.0.1:{port}/api?token=t", tmp_path/"lab.log", FITMATCH_WORKSPACE=hostile_workspace, **folders):
-        page = visit(browser, f"http://127.0.0.1:{port}/lab/tree/match_demo.ipynb?token=t&reset", ready=".jp-Notebook .jp-Cell")
-        page.wait_for_selector("text=/Python 3.*\\| Idle/", timeout=60_000)
-        page.wait_for_timeout(1500)                                         # a click before this gets a dialog that asks for a kernel
-        run_all_cells(page)
+    (tmp_path/"notebooks").mkdir()
+    shutil.copy(ROOT/"apps"/"match_demo.ipynb", tmp_path/"notebooks")
+    with notebook_in_jupyterlab(browser, tmp_path, "match_demo.ipynb", ".fm-tiles figure", FITMATCH_WORKSPACE=hostile_workspace) as page:
         snap(page, "lab")
         figure(f"JupyterLab: ten steps of the threshold until fewer cards match {play(page, photo, tmp_path):.2f} s")
         static = "div[class^=fm-][class$=-static]"                          # a picture for when there is no kernel

@@ -1,7 +1,6 @@
 """The map as people meet it: a file from disk, on a laptop and a phone, light and dark; two encoders side by side; and a lasso that reaches Python in JupyterLab"""
 import csv
 import io
-import sys
 import time
 from dataclasses import replace
 
@@ -10,8 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from servers import ROOT, free_port, served, snap, visit
-from test_apps import needs, run_all_cells
+from servers import ROOT, notebook_in_jupyterlab, snap
+from test_apps import needs
+from watched import watched
 
 from fitmatch.catalogue import clean
 from fitmatch.compare import compare_maps
@@ -71,12 +71,7 @@ def pages(catalogue, X, near, tmp_path_factory):
 
 def open_map(browser, path, width=1280, scheme="light", extra=""):
     "A page from disk with its map drawn; `seen` notes what should not happen"
-    page = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme).new_page()
-    page.seen = []
-    page.on("dialog", lambda d: (page.seen.append("dialog"), d.dismiss()))
-    page.on("pageerror", lambda e: page.seen.append(str(e)))
-    page.on("console", lambda m: page.seen.append(m.text) if m.type == "error" else None)
-    page.on("request", lambda r: None if r.url.startswith(("file:", "data:", "blob:")) else page.seen.append(r.url))
+    page = watched(browser, lambda address: address.startswith(("file:", "data:", "blob:")), width, scheme)
     if extra: page.add_init_script(extra)
     page.goto(path.as_uri())
     page.wait_for_selector(".fm-map[data-drawn]", timeout=60_000)
@@ -91,7 +86,7 @@ def dot(page, row, which=0):
 
 def point_at(page, row, which=0):
     page.mouse.move(*dot(page, row, which), steps=2)
-    page.wait_for_function("row => !document.querySelector('.fm-card').hidden && document.querySelector('.fm-card canvas').dataset.row === String(row)", arg=row, timeout=5000)
+    page.wait_for_function("row => !document.querySelector('.fm-card').hidden && document.querySelector('.fm-card canvas').dataset.row === String(row)", arg=row, timeout=20_000)
 
 
 def pixel(page, selector):
@@ -102,7 +97,7 @@ def pixel(page, selector):
 def lasso(page, rows, button="lasso", which=0):
     "Draws around these dots; a grid's step is more than 60 pixels"
     page.get_by_role("button", name={"lasso": "choose by drawing around", "box": "choose by drawing a box"}[button]).click()
-    page.wait_for_timeout(200)
+    page.wait_for_function("([which, mode]) => document.querySelectorAll('.fm-plot')[which]._fullLayout.dragmode === mode", arg=[which, {"lasso": "lasso", "box": "select"}[button]])
     at = np.array([dot(page, row, which) for row in rows])
     (left, top), (right, bottom) = at.min(0) - 15, at.max(0) + 15
     page.mouse.move(left, top)
@@ -163,8 +158,7 @@ def test_plotly_itself_shows_texts_as_they_are(browser, catalogue, tmp_path):
     page.evaluate("document.querySelector('.plotly-graph-div').className += ' fm-plot'")
     for row in range(len(HOSTILE)):
         page.mouse.move(*dot(page, row), steps=2)
-        page.wait_for_timeout(120)
-        assert page.locator(".hovertext .nums").text_content().replace("\u200b", "") == HOSTILE[row]
+        page.wait_for_function("text => [...document.querySelectorAll('.hovertext .nums')].map(e => e.textContent.replaceAll('\u200b', '')).join('|') === text", arg=HOSTILE[row])
     assert page.evaluate("window.PWNED") is None
 
 
@@ -180,10 +174,11 @@ def test_a_lasso_chooses_and_the_choice_can_be_taken_away(browser, pages, catalo
     risky = lambda text: "'" + text if text[0] in "=+-@%" else text
     assert table[0] == ["asin", "title", "label", "cluster"]
     assert table[1:] == [[f"A{r}", risky(catalogue.products["title"][r]), words_of(catalogue, r), str(r % 5)] for r in sorted(rows)]
+    traces = "document.querySelector('.fm-plot').data.filter(t => t.visible === true)"
+    before = page.evaluate(f"{traces}.map(t => t.name)")
     page.get_by_role("button", name="cluster").click()                           # another colouring, the same choice
-    page.wait_for_timeout(200)
-    chosen = page.evaluate("document.querySelector('.fm-plot').data.filter(t => t.visible === true).flatMap(t => t.selectedpoints.map(i => t.customdata[i])).sort((a, b) => a - b)")
-    assert chosen == sorted(rows)
+    page.wait_for_function(f"before => {traces}.map(t => t.name).join() !== before.join()", arg=before)
+    assert page.evaluate(f"{traces}.flatMap(t => t.selectedpoints.map(i => t.customdata[i])).sort((a, b) => a - b)") == sorted(rows)
     page.get_by_role("button", name="clear").click()
     assert page.evaluate("window.told") == [] and page.locator(".fm-chosen").is_hidden()
     page.locator(".fm-next").press("Enter")
@@ -291,18 +286,11 @@ m"""
 
 def test_a_lasso_in_jupyterlab_reaches_python(browser, tmp_path):
     needs("jupyterlab")
-    root, news, port = tmp_path/"notebooks", tmp_path/"settings"/"@jupyterlab"/"apputils-extension", free_port()
-    for folder in (root, news): folder.mkdir(parents=True)
+    (tmp_path/"notebooks").mkdir()
     cells = [nbformat.v4.new_code_cell(NOTEBOOK.format(root=str(tmp_path/"shop"))), nbformat.v4.new_code_cell("print('chosen', sorted(m.rows), list(m.selection['asin']) == list(shop.products['asin'].iloc[m.rows]))")]
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}), root/"map.ipynb")
-    (news/"notification.jupyterlab-settings").write_text('{"fetchNews": "false", "checkForUpdates": false}')
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ServerApp.token=t", f"--ServerApp.port={port}", f"--ServerApp.root_dir={root}", "--LabApp.extension_manager=readonly"]
-    folders = dict(JUPYTER_CONFIG_DIR=tmp_path/"config", JUPYTERLAB_SETTINGS_DIR=tmp_path/"settings", JUPYTERLAB_WORKSPACES_DIR=tmp_path/"workspaces")
-    with served(command, f"http://127.0.0.1:{port}/api?token=t", tmp_path/"lab.log", PYTHONPATH=ROOT, **folders):
-        page = visit(browser, f"http://127.0.0.1:{port}/lab/tree/map.ipynb?token=t&reset", ready=".jp-Notebook .jp-Cell", width=1400)
-        page.wait_for_selector("text=/Python 3.*\\| Idle/", timeout=60_000)
-        page.wait_for_timeout(1500)
-        run_all_cells(page, ready=".fm-map[data-drawn]")
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), tmp_path/"notebooks"/"map.ipynb")
+    with notebook_in_jupyterlab(browser, tmp_path, "map.ipynb", ".fm-map[data-drawn]", width=1400, PYTHONPATH=ROOT) as page:
         lasso(page, [6, 7, 12, 13])
         assert "also in Python" in page.locator(".fm-chosen").inner_text()
         page.locator(".jp-CodeCell .jp-Editor").nth(1).click()
