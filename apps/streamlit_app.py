@@ -8,7 +8,7 @@ st.set_page_config(page_title="fitmatch", page_icon="🧥", layout="wide")
 st.title("What goes with this?")
 with st.spinner("The libraries are being read: some seconds, once after the start …"):  # here, so that there is a page that says so
     from fitmatch.cards import (accept_photo, ask, best_matcher, cards_html, cards_style, choose, csv_link, find_products, measure_thresholds, notice, open_shop, outfit_html,
-                                outfit_parts, own_threshold, photo_vector, product_name, reproducing_code, strip_html, suggest_outfit, threshold_html, threshold_words)
+                                outfit_parts, own_threshold, photo_vector, product_name, reproducing_code, strip_html, suggest_outfit, threshold_html, threshold_words, why_chosen)
     from fitmatch.catalogue import FitmatchError, select
     from fitmatch.evaluate import evaluate_matching, matching_task
     from fitmatch.compare import panel_tables
@@ -69,14 +69,14 @@ def matches_page(shop, curves):
         if file is not None:
             try:
                 picture = accept_photo(file.getvalue(), file.name)
-                vector, name = photo_vector(shop, picture), file.name
+                vector, name = photo_vector(shop, file.getvalue()), file.name
                 query = {"asin": name, "title": name, "label": "your photo", "picture": data_uri(thumbnail(picture, size=240))}
             except FitmatchError as e: st.html(notice(e))
         matches = ask(shop, product, photo=vector, matcher=matcher, k=k)
         choice = dict(threshold=threshold, category=category, diversity=diversity, n=12)
         selection = choose(shop, matches, **choice)
         st.html(threshold_html(shop, curves.get(matcher, ""), threshold))
-        st.html(cards_style() + cards_html(shop, query, matches, selection, "Your photo" if name else "You asked about"))
+        st.html(cards_style() + cards_html(shop, query, matches, selection, "Your photo" if name else "You asked about", why_chosen(shop, selection, vector, matcher)))
         st.html(csv_link(selection))
         with st.expander("show me the code"): st.code(reproducing_code(shop, product, name, matcher, k, **choice), language="python")
 

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['MAX_UPLOAD', 'SELECTION', 'NO_PURCHASES', 'PARTS_OF_A_LOOK', 'Shop', 'workspace_encoder', 'check_workspace',
            'open_shop', 'accept_photo', 'uploaded_files', 'photo_vector', 'look_alikes', 'ask', 'own_threshold',
-           'best_matcher', 'product_name', 'find_products', 'choose', 'threshold_curve', 'held_out_scores',
-           'measure_thresholds', 'threshold_words', 'cards_style', 'selection_words', 'cards_html', 'strip_html',
-           'threshold_chart', 'threshold_html', 'notice', 'csv_link', 'read_csv_link', 'reproducing_code',
+           'best_matcher', 'product_name', 'find_products', 'choose', 'why_chosen', 'threshold_curve',
+           'held_out_scores', 'measure_thresholds', 'threshold_words', 'cards_style', 'selection_words', 'cards_html',
+           'strip_html', 'threshold_chart', 'threshold_html', 'notice', 'csv_link', 'read_csv_link', 'reproducing_code',
            'outfit_parts', 'outfit_html', 'suggest_outfit', 'compare_neighbours', 'comparison_html']
 
 # %% ../nbs/11a_cards.ipynb #c4a0d504
@@ -33,7 +33,7 @@ from .encoders import Encoder, load_encoder
 from .evaluate import known_part, matching_task
 from .images import MAX_PIXELS, ImageRefused, check_images, map_ahead, open_image
 from .match import MATCH_COLUMNS, AlsoBuyMatcher, Compatibility
-from .outfits import build_outfit, mmr, reasons
+from .outfits import build_outfit, explain_each, mmr
 from .prepare import read_notes
 from .report import Pictures
 from .similar import normalise
@@ -162,20 +162,23 @@ def uploaded_files(
     return [(str(file["name"]), bytes(file["content"])) for file in value]
 
 # %% ../nbs/11a_cards.ipynb #c4a0d519
-def _named_matcher(shop:Shop, name):
-    "The matcher of that name; the first when none is named. Raises `FitmatchError` when there is none"
+def _named_matcher(shop:Shop, name, k=None):
+    "The matcher of that name, the first when none is named, looking through k products. Raises `FitmatchError` when there is none"
     if not shop.matchers: raise FitmatchError(shop.note or "this shop has no matcher: give Shop(catalogue, X, {'also-buy rule': AlsoBuyMatcher().fit(X, catalogue)})")
     name = next(iter(shop.matchers)) if name is None else name
     if name not in shop.matchers: raise FitmatchError(f"no matcher {name!r}: there is {', '.join(shop.matchers)}")
-    return shop.matchers[name]
+    if k is None or not hasattr(shop.matchers[name], "n_neighbors"): return shop.matchers[name]
+    if not 1 <= k <= len(shop.catalogue): raise FitmatchError(f"k={k}: give a number from 1 to {len(shop.catalogue)}")
+    chosen = copy.copy(shop.matchers[name])
+    chosen.n_neighbors = k
+    return chosen
 
 def photo_vector(
     shop:Shop, # with an encoder
     photo,     # path, bytes or picture
 ) -> np.ndarray: # (1, d) float32
-    "The vector of a photo from outside. Raises `FitmatchError` for a shop without an encoder, or for what is no picture"
+    "The vector of a photo from outside: a product's own file gets that product's vector. Raises `FitmatchError` for a shop without an encoder, or for what is no picture"
     if shop.encoder is None: raise FitmatchError("this demo was made without an encoder, so it knows its own products only: give Shop(…, encoder=load_encoder('fitmatch-cnn'))")
-    photo = photo if isinstance(photo, Image.Image) else open_image(photo, max_side=1024)
     return np.concatenate(list(encode_images(shop.encoder, [photo])))
 
 def look_alikes(
@@ -205,11 +208,7 @@ def ask(
     if photo is None and product not in shop.row: raise FitmatchError(f"no product {product!r} among the {len(shop.row)} of this shop: give one of its asins")
     q = shop.X[[shop.row[product]]] if photo is None else photo if isinstance(photo, np.ndarray) else photo_vector(shop, photo)
     if not shop.matchers and matcher is None: return look_alikes(shop, q, product if photo is None else None)
-    chosen = _named_matcher(shop, matcher)
-    if k is not None and hasattr(chosen, "n_neighbors"):
-        if not 1 <= k <= len(shop.catalogue): raise FitmatchError(f"k={k}: give a number from 1 to {len(shop.catalogue)}")
-        chosen = copy.copy(chosen)
-        chosen.n_neighbors = k
+    chosen = _named_matcher(shop, matcher, k)
     every = {"top": len(shop.catalogue)} if hasattr(chosen, "top") else {}   # a filter by category comes later and shall find enough
     return chosen.match(q, [product if photo is None else "your photo"], **every)
 
@@ -272,6 +271,21 @@ def choose(
     columns = dict(match=taken["match"], title=titles[rows[places]], label=labels[rows[places]], score=taken["score"],
                    decision=np.where(taken["decision"].isna(), None, np.where(above[places], "matching", "skip")), via=taken["via"], query=taken["query"])
     return pd.DataFrame(columns)[list(SELECTION)].reset_index(drop=True)
+
+# %% ../nbs/11a_cards.ipynb #c4a0d531b
+def why_chosen(
+    shop:Shop,              # what was asked
+    selection:pd.DataFrame, # of `choose`
+    photo=None,             # (1, d) vector, where a photo was asked about
+    matcher:str|None=None,  # name of the matcher that was asked; default: the first
+    known:dict|None=None,   # {match: Explanation} of earlier selections for the same question; what is new is added
+) -> list: # a line a row; None where nothing was learned: such a card names the product it came by
+    "Why each product is shown"
+    known, chosen = {} if known is None else known, _named_matcher(shop, matcher) if len(selection) and shop.matchers else None
+    if not isinstance(chosen, Compatibility): return [None]*len(selection)
+    new = [match for match in selection["match"] if match not in known]
+    known.update(zip(new, explain_each(chosen, selection["query"].iat[0] if photo is None else photo, new)))
+    return [replace(known[match], decision=decision).reason() for match, decision in zip(selection["match"], selection["decision"])]
 
 # %% ../nbs/11a_cards.ipynb #c4a0d532
 def threshold_curve(
@@ -408,16 +422,15 @@ def cards_html(
     matches:pd.DataFrame,   # of `ask`
     selection:pd.DataFrame, # of `choose`
     heading:str="You asked about", # above the photo
-    matcher:str|None=None,  # name of the matcher that was asked: then the cards of a product's suggestions say why
+    why:list|None=None,     # a line a card, of `why_chosen`
 ) -> str: # a part of a page, without style
     "A photo, what looks like it, and what goes with it"
     near = matches.dropna(subset=["via"]).drop_duplicates("via").sort_values("similarity", ascending=False, kind="stable").head(5)
     vias = near["via"].tolist()
     product = lambda asin, size: shop.pictures.product(asin, size)
     list(map_ahead(lambda job: shop.pictures.uri(*job), [*((v, 64) for v in vias), *((asin, 144) for asin in selection["match"])]))  # several at a time
-    why = reasons(_named_matcher(shop, matcher), selection, most=len(selection)) if matcher is not None and len(selection) else [None]*len(selection)
     cards = [{**product(m.match, 144), "reason": reason, "score": f"{m.score:.2f}", "decision": m.decision, "number": _number(m.via, vias),
-              "via": product(m.via, 64) if isinstance(m.via, str) else None} for m, reason in zip(selection.itertuples(), why)]
+              "via": product(m.via, 64) if isinstance(m.via, str) else None} for m, reason in zip(selection.itertuples(), why or [None]*len(selection))]
     nearest = [{**product(v, 64), "number": i + 1, "similarity": f"{s:.2f}"} for i, (v, s) in enumerate(zip(vias, near["similarity"]))]
     return _render("cards", heading=heading, query=query, near=nearest, matches=cards, words=selection_words(selection, len(matches)))
 

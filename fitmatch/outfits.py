@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PICTURE', 'product_vectors', 'product_groups', 'product_labels', 'without', 'collapse_duplicates', 'one_per_category',
            'mmr', 'diversify', 'more_like', 'lean_towards', 'suggest', 'Outfit', 'build_outfit', 'score_parts',
-           'Explanation', 'explain', 'reasons', 'Heat', 'where_it_looked']
+           'Explanation', 'explain_each', 'explain', 'reasons', 'Heat', 'where_it_looked']
 
 # %% ../nbs/09a_outfits.ipynb #9330ea4e
 from dataclasses import dataclass
@@ -236,7 +236,9 @@ class _PairScores:
     def mean(self, worth): return float(np.exp(worth)) if self.learned else float(worth)       # and back
 
 # %% ../nbs/09a_outfits.ipynb #38ef5a11
-def _row_of(matcher, asin) -> int: return int(_of(pd.Series(np.arange(len(matcher.asins_)), index=matcher.asins_), [asin])[0])
+def _rows_of(matcher, asins) -> np.ndarray: return _of(pd.Series(np.arange(len(matcher.asins_)), index=matcher.asins_), asins)
+
+def _row_of(matcher, asin) -> int: return int(_rows_of(matcher, [asin])[0])
 
 def _asked(matcher, photo) -> tuple: # (vector (1, d) or None, asin or None)
     "A photo is a vector, or a product's asin"
@@ -378,18 +380,22 @@ def _plot_outfit(outfit, catalogue, picture) -> Picture:
     return finish(fig, f"An outfit, {outfit.total:.2f} together: the photo and " + ", ".join(f"{p.part} {p.score:.2f}" for p in outfit.pieces.itertuples()) + "; beside it the score of every pair")
 
 # %% ../nbs/09a_outfits.ipynb #f88237d5
-def _witnesses(matcher, Q, name, row, limit=.9) -> pd.DataFrame:
-    "The photo's neighbours and what they say of the product in `row`"
-    columns = ["neighbour", "similarity", "bought_with_it", "with_variants", "with_look_alikes"]
-    if matcher.X_.shape[1] == 1: return pd.DataFrame(columns=columns)       # without pictures nobody is near
-    near, index = matcher.neighbours(matcher.X_[[_row_of(matcher, name)]] if Q is None else Q, None if name is None else [name])
-    alike = matcher.X_ @ matcher.X_[row] >= limit
-    variant = matcher.groups_ == matcher.groups_[row]
-    rows = []
-    for cosine, i in zip(near[0][index[0] >= 0], index[0][index[0] >= 0]):
-        bought = matcher.targets_[matcher.offsets_[i]:matcher.offsets_[i + 1]]
-        rows.append((matcher.asins_[i], float(cosine), bool((bought == row).any()), int((variant[bought] & (bought != row)).sum()), int((alike[bought] & ~variant[bought]).sum())))
-    return pd.DataFrame(rows, columns=columns)
+def _near(matcher, Q, name, own) -> list: # (row, cosine)
+    "The products nearest to the photo"
+    if matcher.X_.shape[1] == 1: return []                                  # without pictures nobody is near
+    near, index = matcher.neighbours(matcher.X_[[own]] if Q is None else Q, None if name is None else [name])
+    return [(int(i), float(cosine)) for i, cosine in zip(index[0], near[0]) if i >= 0]
+
+def _bought(matcher, row) -> np.ndarray: return matcher.targets_[matcher.offsets_[row]:matcher.offsets_[row + 1]] # rows bought with it
+
+def _witnesses(matcher, near, row, limit=.9) -> pd.DataFrame:
+    "What the photo's neighbours say of the product in `row`"
+    said = []
+    for i, cosine in near:
+        bought = _bought(matcher, i)
+        variant, alike = matcher.groups_[bought] == matcher.groups_[row], matcher.X_[bought] @ matcher.X_[row] >= limit
+        said.append((matcher.asins_[i], cosine, bool((bought == row).any()), int((variant & (bought != row)).sum()), int((alike & ~variant).sum())))
+    return pd.DataFrame(said, columns=["neighbour", "similarity", "bought_with_it", "with_variants", "with_look_alikes"])
 
 # %% ../nbs/09a_outfits.ipynb #39b26aab
 PICTURE = "picture" # a word has its column before it, "title=picture"
@@ -494,36 +500,53 @@ def _reason(e, most) -> str:
     if e.parts is None: return said[0] if said else "looks like the photo"
     skipped = e.decision == "skip"
     own = e.parts[~e.parts["kind"].isin(["constant", "alone"]) & ((e.parts["share"] < 0) if skipped else (e.parts["share"] > 0))]
-    words = list(dict.fromkeys(_plainly(p) for p in own.head(3*most).itertuples()))[:most]
+    words = list(dict.fromkeys(_plainly(p) for p in own.head(4*most).itertuples() if not _is_unknown(p)))[:most]
     if words: said.append(("against it: " if skipped else "learned: ") + ", ".join(words))
     return "; ".join(said) or "nothing of its own speaks for it"
+
+def _is_unknown(part) -> bool: return part.kind == "table" and any("=" not in name for name in (part.photo, part.product)) # no reason to anybody
 
 def _plainly(part) -> str: # a part of a score as people would say it
     a, b = (str(name).partition("=")[2] or ("its look" if name == PICTURE else str(name)) for name in (part.photo, part.product))
     return "how the two look" if part.kind == "pictures" else f"{a} in both" if part.kind == "shared word" else f"{a} with {b}"
 
 # %% ../nbs/09a_outfits.ipynb #364d04d6
+def _rule_says(matcher, Q, name, rows, seen) -> tuple: # scores, decisions, parts and lifts
+    scores = [float(s) for s in matcher.X_[rows] @ normalise(Q)[0]]
+    reached = [table["bought_with_it"].any() and score >= matcher.threshold for table, score in zip(seen, scores)]
+    return scores, ["matching" if yes else "skip" for yes in reached], [None]*len(rows), [1.]*len(rows)
+
+def _learned_says(matcher, Q, name, rows, seen) -> tuple: # likewise
+    names = None if name is None else [name]
+    photo, scores = matcher._photos(Q, names, None), matcher.probabilities(Q, names)[0, rows]
+    parts = [score_parts(matcher, photo, matcher.items_.take([row])) for row in rows]
+    lifts = scores*(1 + np.exp([-table["share"].sum() for table in parts]))
+    return scores.tolist(), matcher.decide(scores).tolist(), parts, np.where(lifts < 1 - 1e-3, lifts, 1.).tolist()
+
+# %% ../nbs/09a_outfits.ipynb #364d04d7
+def explain_each(
+    matcher, # a fitted `Compatibility` or `AlsoBuyMatcher`
+    query,   # a product's asin, or the (d,) vector of a photo
+    matches, # asins of the products suggested
+) -> list: # an `Explanation` each
+    "As `explain`, for several products of one photo: it is looked at once. Raises `FitmatchError` for an unknown product"
+    (Q, name), rows = _asked(matcher, query), _rows_of(matcher, matches)
+    own = -1 if name is None else _row_of(matcher, name)
+    near = _near(matcher, Q, name, own)
+    seen = [_witnesses(matcher, near, row) for row in rows]
+    scores, decisions, parts, lifts = (_learned_says if isinstance(matcher, Compatibility) else _rule_says)(matcher, Q, name, rows, seen)
+    together = [own >= 0 and bool((_bought(matcher, own) == row).any() or (_bought(matcher, row) == own).any()) for row in rows]
+    return [Explanation(name, *one) for one in zip(matches, scores, decisions, seen, parts, together, lifts)]
+
 def explain(
     matcher,       # a fitted `Compatibility` or `AlsoBuyMatcher`
     query,         # a product's asin, or the (d,) vector of a photo
     match:str,     # asin of the product suggested
 ) -> Explanation:
     "The neighbours and purchases that speak for a match and, where it was learned, the parts of its score. Raises `FitmatchError` for an unknown product"
-    (Q, name), row = _asked(matcher, query), _row_of(matcher, match)
-    near = _witnesses(matcher, Q, name, row)
-    own = -1 if name is None else _row_of(matcher, name)
-    bought = lambda i: matcher.targets_[matcher.offsets_[i]:matcher.offsets_[i + 1]]
-    together = own >= 0 and bool((bought(own) == row).any() or (bought(row) == own).any())
-    if not isinstance(matcher, Compatibility):
-        score = float(normalise(Q)[0] @ matcher.X_[row])
-        reached = near["bought_with_it"].any()
-        return Explanation(name, match, score, "matching" if reached and score >= matcher.threshold else "skip", near, None, together)
-    names = None if name is None else [name]
-    score = float(matcher.probabilities(Q, names)[0, row])
-    parts = score_parts(matcher, matcher._photos(Q, names, None), matcher.items_.take([row]))
-    lift = score*(1 + np.exp(-parts["share"].sum()))
-    return Explanation(name, match, score, str(matcher.decide(np.array([score]))[0]), near, parts, together, min(1., float(lift)) if lift < 1 - 1e-3 else 1.)
+    return explain_each(matcher, query, [match])[0]
 
+# %% ../nbs/09a_outfits.ipynb #364d04d8
 @in_our_look()
 def _plot_parts(e, most) -> Picture:
     if e.parts is None: raise FitmatchError("the also-buy rule has no parts to draw, its score is one cosine: explain(…).neighbours holds its reasons")
@@ -547,12 +570,11 @@ def reasons(
     "Why each suggestion, in a line"
     said, known = [None]*len(matches), set(matcher.asins_)
     for rows in _by_query(matches):
-        decision = matches["decision"].to_numpy()[rows]
-        for row in dict.fromkeys([*rows[:most], *rows[decision == "skip"][:1]]):
-            query, match = matches["query"].iat[row], matches["match"].iat[row]
-            photo = Q[query] if Q is not None and query in Q else query
-            if isinstance(photo, str) and photo not in known: continue
-            said[row] = explain(matcher, photo, match).reason()
+        query, decision = matches["query"].iat[rows[0]], matches["decision"].to_numpy()[rows]
+        photo = Q[query] if Q is not None and query in Q else query
+        if isinstance(photo, str) and photo not in known: continue
+        shown = list(dict.fromkeys([*rows[:most], *rows[decision == "skip"][:1]]))
+        for row, e in zip(shown, explain_each(matcher, photo, matches["match"].iloc[shown].tolist())): said[row] = e.reason()
     return said
 
 # %% ../nbs/09a_outfits.ipynb #4c14b7ff

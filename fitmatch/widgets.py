@@ -21,7 +21,7 @@ from ipywidgets import HTML, Button, Checkbox, Dropdown, FileUpload, FloatSlider
 
 from .cards import (MAX_UPLOAD, PARTS_OF_A_LOOK, Shop, accept_photo, ask, best_matcher, cards_html, cards_style, choose, compare_neighbours, comparison_html, csv_link, find_products,
                             measure_thresholds, notice, outfit_html, outfit_parts, own_threshold, photo_vector, product_name, reproducing_code, strip_html, suggest_outfit, threshold_chart,
-                            threshold_html, threshold_words, uploaded_files)
+                            threshold_html, threshold_words, uploaded_files, why_chosen)
 from .catalogue import FitmatchError
 from .explore import cluster, cluster_rows, cluster_scores, cluster_summary
 from .images import data_uri, thumbnail
@@ -179,6 +179,7 @@ class _MatchPage(Demo):
         "Suggestions where they are not there yet, then the cards, the gain, the link and the code"
         if self.matches is None:
             if self.photo is None: self.query = self.shop.pictures.product(self.product, 240)
+            self.explained = {}
             self.matches = ask(self.shop, self.product, photo=self.vector, **self.controls.question())
         self.selection = choose(self.shop, self.matches, **self.controls.choice(), n=self.n)
         self.gain.value, self.cards.value, self.link.value = self.worth(), self.static(), csv_link(self.selection)
@@ -191,7 +192,8 @@ class _MatchPage(Demo):
     def picture(self) -> str: # a part of a page
         "The cards; before there were any, what the message line says"
         if self.matches is None: return self.message.value
-        return cards_html(self.shop, self.query, self.matches, self.selection, "Your photo" if self.photo else "You asked about")
+        why = why_chosen(self.shop, self.selection, self.vector, self.controls.matcher.value, self.explained)
+        return cards_html(self.shop, self.query, self.matches, self.selection, "Your photo" if self.photo else "You asked about", why)
 
     def code(self) -> str: # lines of Python
         "The code that makes the selection again"
@@ -224,7 +226,7 @@ class MatchDemo(_MatchPage):
         "Asks about a photo; one that is refused is said to be, and nothing else changes"
         with in_words(self.message):
             picture = accept_photo(data, name)
-            self.vector, self.photo = photo_vector(self.shop, picture), name
+            self.vector, self.photo = photo_vector(self.shop, data), name
             self.query = {"asin": name, "title": name, "label": "your photo", "picture": data_uri(thumbnail(picture, size=240))}
             self.reask()
 

@@ -12,7 +12,7 @@ from fitmatch.cards import Shop, held_out_scores, open_shop, read_csv_link, thre
 from fitmatch.catalogue import FitmatchError, save_catalogue, select
 from fitmatch.evaluate import also_buy_scorer, matching_task
 from fitmatch.match import Compatibility
-from fitmatch.outfits import build_outfit, mmr
+from fitmatch.outfits import build_outfit, explain_each, mmr
 from fitmatch.prepare import write_json
 from fitmatch.widgets import ClusterBrowser, EncoderCompare, MatchDemo, OutfitDemo, ThresholdExplorer, threshold_for
 from hostile import PAYLOADS, make_shop
@@ -78,6 +78,18 @@ def test_a_refused_upload_says_why_and_changes_nothing(drawn, name, make, words)
         assert words in demo.message.value and "Traceback" not in demo.message.value and (demo.cards.value, demo.code()) == before
     demo.controls.threshold.value = .9
     assert demo.message.value == ""
+
+
+def test_a_learned_suggestion_says_why_and_is_explained_once(drawn, monkeypatch):
+    demo, asked = MatchDemo(drawn), []
+    assert demo.controls.matcher.value == "learned"
+    monkeypatch.setattr("fitmatch.cards.explain_each", lambda matcher, query, matches: asked.append(len(matches)) or explain_each(matcher, query, matches))
+    demo.bring("me.jpg", drawn.catalogue.image_path(0).read_bytes())
+    assert demo.cards.value.count("learned: ") == 12 and asked == [12]
+    demo.controls.threshold.value = 1                                           # the same products, now below the line
+    assert "learned: " not in demo.cards.value and demo.cards.value.count("against it: ") >= 10 and sum(asked) == 12
+    demo.controls.matcher.value = "also-buy rule"
+    assert "learned: " not in demo.cards.value and "via " in demo.cards.value
 
 
 def test_only_pixels_are_kept_of_a_photo(drawn):
