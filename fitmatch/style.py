@@ -19,6 +19,7 @@ import numpy as np
 from IPython.display import HTML, display
 from matplotlib._pylab_helpers import Gcf
 from matplotlib.figure import Figure
+from matplotlib.font_manager import fontManager
 from matplotlib.text import Text
 from PIL import Image
 
@@ -67,12 +68,15 @@ RULE, SOFT = "#d9d3c9", "#6b645c" # lines to read along, and words of less weigh
 LIGHT_TEXT, DARK_TEXT = "#fefefe", "#161514" # on a coloured cell: they stay as they are
 _LOOK = {"figure.facecolor": PAPER, "axes.facecolor": PAPER, "savefig.facecolor": PAPER, "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": SOFT, "axes.titlecolor": INK, "xtick.color": SOFT,
          "ytick.color": SOFT, "xtick.labelcolor": INK, "ytick.labelcolor": INK, "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 11, "axes.titleweight": "bold",
-         "axes.titlelocation": "left", "axes.labelsize": 10, "xtick.labelsize": 9, "ytick.labelsize": 9, "legend.fontsize": 9, "legend.frameon": False, "font.family": ["DejaVu Sans"],
+         "axes.titlelocation": "left", "axes.labelsize": 10, "xtick.labelsize": 9, "ytick.labelsize": 9, "legend.fontsize": 9, "legend.frameon": False,
          "font.size": 10, "grid.color": RULE, "grid.linewidth": .8, "axes.axisbelow": True, "text.parse_math": False, "lines.linewidth": 2, "axes.prop_cycle": mpl.cycler(color=PALETTE[:6])}
+
+_WIDE = ("Noto Sans CJK SC", "Noto Sans CJK JP", "Source Han Sans SC", "PingFang SC", "Hiragino Sans GB", "Microsoft YaHei", "Yu Gothic", "Malgun Gothic", "WenQuanYi Zen Hei", "Arial Unicode MS")
 
 def in_our_look():
     "A decorator, or a `with` block, in which matplotlib draws as fitmatch does"
-    return mpl.rc_context(_LOOK)
+    here = {font.name for font in fontManager.ttflist}
+    return mpl.rc_context({**_LOOK, "font.family": ["DejaVu Sans", *(name for name in _WIDE if name in here)]})
 
 # %% ../nbs/00a_style.ipynb #a057000f
 def subplots(

@@ -7,7 +7,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from fontTools.fontBuilder import FontBuilder
+from fontTools.pens.ttGlyphPen import TTGlyphPen
 from matplotlib.figure import Figure
+from matplotlib.font_manager import fontManager
 from PIL import Image
 
 from fitmatch.catalogue import FitmatchError
@@ -15,7 +18,7 @@ from fitmatch.classify import confusion_html, plot_confusion, plot_history
 from fitmatch.evaluate import plot_calibration, plot_precision_recall, plot_scoreboard, precision_recall_band, reliability
 from fitmatch.explore import cluster_curve, plot_cluster_curve, verdict
 from fitmatch.similar import heatmap
-from fitmatch.style import INK, NIGHT, PALETTE, Picture, as_seen_with, colour_distance, finish, subplots
+from fitmatch.style import INK, NIGHT, PALETTE, Picture, as_seen_with, colour_distance, finish, in_our_look, subplots
 from fitmatch.wardrobe import draw_wardrobe
 
 
@@ -57,6 +60,26 @@ def test_drawn_without_our_look_it_is_inked_all_the_same():
     plt.close(plain)
     texts = re.findall(r'<g id="text_\d+">\s*<g style="fill: var', svg)
     assert len(texts) >= 4 and plain.__class__ is Figure
+
+
+@pytest.mark.parametrize("installed", [False, True])
+def test_what_our_font_lacks_is_drawn_in_another_that_is_there(tmp_path, monkeypatch, recwarn, installed):
+    font, shape = FontBuilder(1000, isTTF=True), TTGlyphPen(None)
+    for x, y in ((0, 0), (0, 700), (700, 700)): (shape.lineTo if x or y else shape.moveTo)((x, y))
+    shape.closePath()
+    font.setupGlyphOrder([".notdef", "clothes"])
+    font.setupCharacterMap({ord("服"): "clothes"})
+    font.setupGlyf({".notdef": shape.glyph(), "clothes": shape.glyph()})
+    font.setupHorizontalMetrics({".notdef": (800, 0), "clothes": (800, 0)})
+    font.setupHorizontalHeader(ascent=800, descent=-200)
+    font.setupNameTable({"familyName": "Noto Sans CJK SC", "styleName": "Regular", "psName": "Wide"})
+    font.setupOS2(); font.setupPost(); font.save(tmp_path/"wide.ttf")
+    monkeypatch.setattr(fontManager, "ttflist", [known for known in fontManager.ttflist if known.name.startswith("DejaVu")])
+    if installed: fontManager.addfont(tmp_path/"wide.ttf")
+    with in_our_look():
+        figure, axis = subplots()
+        axis.set_title("a 服")
+    assert ("Wide" in figure.svg()) == installed and any("Glyph" in str(w.message) for w in recwarn) != installed
 
 
 def test_an_alt_text_is_asked_for():
