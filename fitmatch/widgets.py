@@ -105,11 +105,10 @@ class ProductPicker:
         return (np.flatnonzero(self.shop.catalogue.products["also_buy"].map(len) > 0)[:25].tolist() or list(range(min(25, len(self.shop.catalogue)))))
 
     def offer(self, rows): # row numbers of the shop's products
-        "Lists these products; the first one is chosen, also where it was chosen before: meanwhile a photo may have been asked about"
-        before = self.results.value
+        "Lists these products; the first one is chosen"
         cells = self.shop.catalogue.products[["asin", "title"]].iloc[list(rows)].itertuples(index=False)
         self.results.options = [(product_name(asin, title), asin) for asin, title in cells] or [("no product has all these words", "")]
-        if before and self.results.value == before: self.picked(before)
+        if self.results.index is None: self.results.index = 0                # while a photo is asked about no product is chosen
 
 # %% ../nbs/12_widgets.ipynb #d5b0e618
 _DROP = """(e => { e.preventDefault(); e.stopPropagation(); const files = e.dataTransfer.files, button = e.currentTarget.closest('.fm-upload').querySelector('button'), input = HTMLInputElement.prototype, click = input.click;
@@ -228,6 +227,7 @@ class MatchDemo(_MatchPage):
             picture = accept_photo(data, name)
             self.vector, self.photo = photo_vector(self.shop, data), name
             self.query = {"asin": name, "title": name, "label": "your photo", "picture": data_uri(thumbnail(picture, size=240))}
+            self.picker.results.value = None                                # so that the product asked about before can be chosen again
             self.reask()
 
     def reask(self, *_):

@@ -102,13 +102,14 @@ def test_only_pixels_are_kept_of_a_photo(drawn):
     assert b"somebody" in buffer.getvalue() and b"somebody" not in shown and not Image.open(io.BytesIO(shown)).getexif()
 
 
-def test_the_product_chosen_before_a_photo_can_be_asked_about_again(drawn):
-    "The list's value does not change then, and ipywidgets tell nobody"
+@pytest.mark.parametrize("again", ["list", "button"])
+def test_the_product_chosen_before_a_photo_can_be_asked_about_again(drawn, again):
     demo, data = MatchDemo(drawn), drawn.catalogue.image_path(0).read_bytes()
     first = demo.product
     demo.bring("me.jpg", data)
-    assert demo.photo == "me.jpg"
-    demo.picker.offer([drawn.row[first], 3])
+    assert demo.photo == "me.jpg" and demo.picker.results.value is None
+    if again == "list": demo.picker.results.value = first
+    else: demo.picker.offer([drawn.row[first], 3])
     assert demo.photo is None and demo.product == first and "You asked about" in demo.cards.value
 
 
