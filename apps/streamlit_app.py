@@ -76,7 +76,7 @@ def matches_page(shop, curves):
         choice = dict(threshold=threshold, category=category, diversity=diversity, n=12)
         selection = choose(shop, matches, **choice)
         st.html(threshold_html(shop, curves.get(matcher, ""), threshold))
-        st.html(cards_style() + cards_html(shop, query, matches, selection, "Your photo" if name else "You asked about", why_chosen(shop, selection, vector, matcher)))
+        st.html(cards_style() + cards_html(shop, query, matches, selection, "Your photo" if name else "You asked about", why_chosen(shop, selection, vector, matcher, k)))
         st.html(csv_link(selection))
         with st.expander("show me the code"): st.code(reproducing_code(shop, product, name, matcher, k, **choice), language="python")
 

@@ -277,11 +277,12 @@ def why_chosen(
     shop:Shop,              # what was asked
     selection:pd.DataFrame, # of `choose`
     photo=None,             # (1, d) vector, where a photo was asked about
-    matcher:str|None=None,  # name of the matcher that was asked; default: the first
+    matcher:str|None=None,  # as it was asked: its name; default: the first
+    k:int|None=None,        # and the nearest products it looked through; default: the matcher's own
     known:dict|None=None,   # {match: Explanation} of earlier selections for the same question; what is new is added
 ) -> list: # a line a row; None where nothing was learned: such a card names the product it came by
     "Why each product is shown"
-    known, chosen = {} if known is None else known, _named_matcher(shop, matcher) if len(selection) and shop.matchers else None
+    known, chosen = {} if known is None else known, _named_matcher(shop, matcher, k) if len(selection) and shop.matchers else None
     if not isinstance(chosen, Compatibility): return [None]*len(selection)
     new = [match for match in selection["match"] if match not in known]
     known.update(zip(new, explain_each(chosen, selection["query"].iat[0] if photo is None else photo, new)))
@@ -430,7 +431,7 @@ def cards_html(
     product = lambda asin, size: shop.pictures.product(asin, size)
     list(map_ahead(lambda job: shop.pictures.uri(*job), [*((v, 64) for v in vias), *((asin, 144) for asin in selection["match"])]))  # several at a time
     cards = [{**product(m.match, 144), "reason": reason, "score": f"{m.score:.2f}", "decision": m.decision, "number": _number(m.via, vias),
-              "via": product(m.via, 64) if isinstance(m.via, str) else None} for m, reason in zip(selection.itertuples(), why or [None]*len(selection))]
+              "via": product(m.via, 64) if isinstance(m.via, str) else None} for m, reason in zip(selection.itertuples(), why or [None]*len(selection), strict=True)]
     nearest = [{**product(v, 64), "number": i + 1, "similarity": f"{s:.2f}"} for i, (v, s) in enumerate(zip(vias, near["similarity"]))]
     return _render("cards", heading=heading, query=query, near=nearest, matches=cards, words=selection_words(selection, len(matches)))
 

@@ -476,6 +476,7 @@ class Explanation:
         tables = [t.head(15).to_html(escape=True, index=False) for t in (self.neighbours, self.parts) if t is not None]
         return _as_written(f"<p>{escape(self.sentence())}</p>" + "".join(tables))
 
+# %% ../nbs/09a_outfits.ipynb #14f742f7
 def _part_name(part) -> str: return part.photo if part.kind == "shared word" else " ↔ ".join(filter(None, (part.photo, part.product))) or "constant"
 
 def _in_words(e, most) -> list:

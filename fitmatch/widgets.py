@@ -191,7 +191,7 @@ class _MatchPage(Demo):
     def picture(self) -> str: # a part of a page
         "The cards; before there were any, what the message line says"
         if self.matches is None: return self.message.value
-        why = why_chosen(self.shop, self.selection, self.vector, self.controls.matcher.value, self.explained)
+        why = why_chosen(self.shop, self.selection, self.vector, **self.controls.question(), known=self.explained)
         return cards_html(self.shop, self.query, self.matches, self.selection, "Your photo" if self.photo else "You asked about", why)
 
     def code(self) -> str: # lines of Python

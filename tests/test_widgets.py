@@ -88,6 +88,8 @@ def test_a_learned_suggestion_says_why_and_is_explained_once(drawn, monkeypatch)
     assert demo.cards.value.count("learned: ") == 12 and asked == [12]
     demo.controls.threshold.value = 1                                           # the same products, now below the line
     assert "learned: " not in demo.cards.value and demo.cards.value.count("against it: ") >= 10 and sum(asked) == 12
+    demo.controls.k.value = 9
+    assert "of 9 look-alikes" in demo.cards.value and "of 5" not in demo.cards.value
     demo.controls.matcher.value = "also-buy rule"
     assert "learned: " not in demo.cards.value and "via " in demo.cards.value
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from servers import ROOT, notebook_in_jupyterlab, snap
+from servers import notebook_in_jupyterlab, snap
 from test_apps import needs
 from watched import watched
 
@@ -291,7 +291,7 @@ def test_a_lasso_in_jupyterlab_reaches_python(browser, tmp_path):
     cells = [nbformat.v4.new_code_cell(NOTEBOOK.format(root=str(tmp_path/"shop"))), nbformat.v4.new_code_cell("print('chosen', sorted(m.rows), list(m.selection['asin']) == list(shop.products['asin'].iloc[m.rows]))")]
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), tmp_path/"notebooks"/"map.ipynb")
-    with notebook_in_jupyterlab(browser, tmp_path, "map.ipynb", ".fm-map[data-drawn]", width=1400, PYTHONPATH=ROOT) as page:
+    with notebook_in_jupyterlab(browser, tmp_path, "map.ipynb", ".fm-map[data-drawn]", width=1400) as page:
         lasso(page, [6, 7, 12, 13])
         assert "also in Python" in page.locator(".fm-chosen").inner_text()
         page.locator(".jp-CodeCell .jp-Editor").nth(1).click()
